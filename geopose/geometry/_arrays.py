@@ -1,0 +1,91 @@
+"""One implementation for numpy and torch: compute in torch, hand back what was handed in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# A numpy array or a torch tensor. Functions under `either` see tensors only.
+Array: TypeAlias = Any
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def is_array(value: Any) -> bool:
+    """True for a numpy array, a numpy scalar or a torch tensor."""
+    return isinstance(value, (np.ndarray, np.generic, Tensor))
+
+
+def as_float_array(value: Any) -> Array:
+    """`value` as a floating-point array of its own kind; lists and numbers become numpy float64."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() else value.to(torch.float64)
+    array = np.asarray(value)
+    return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
+
+
+def to_tensor(value: Any, like: Tensor | None = None) -> Tensor:
+    """`value` as a floating-point tensor; one without a dtype of its own takes that of `like`."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() else value.to(torch.float64)
+    typed = isinstance(value, (np.ndarray, np.generic))
+    tensor = torch.from_numpy(np.array(as_float_array(value), order="C", copy=True))
+    if like is None:
+        return tensor
+    return tensor.to(like.device) if typed else tensor.to(like)
+
+
+def back_to_numpy(value: Any) -> Any:
+    """`value` with every tensor in it (also inside tuples and geometry types) as a numpy array."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, tuple):
+        return tuple(back_to_numpy(v) for v in value)
+    return value.numpy() if hasattr(value, "_array_leaves") else value
+
+
+def _leaves(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        found += value._array_leaves() if hasattr(value, "_array_leaves") else [value]
+    return found
+
+
+def either(function: F) -> F:
+    """`function`, written for tensors, taking numpy arrays and lists as well.
+
+    Any tensor among the arguments (or inside a Pose or Camera) makes the result torch, otherwise it is numpy.
+    Arrays keep their dtype; integers count as float64.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        leaves = _leaves([*args, *kwargs.values()])
+        like = next((x for x in leaves if isinstance(x, Tensor)), None)
+
+        def convert(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return to_tensor(value)
+            if isinstance(value, (np.ndarray, np.generic)) and value.dtype != bool:
+                return to_tensor(value, like)
+            if isinstance(value, list):
+                return to_tensor(value, like)
+            return value
+
+        result = function(*(convert(a) for a in args), **{k: convert(v) for k, v in kwargs.items()})
+        return result if like is not None else back_to_numpy(result)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def check_last(name: str, array: Any, *shape: int | None) -> None:
+    """Raise ValueError unless the last dimensions of `array` are `shape` (None: any length)."""
+    got = tuple(getattr(array, "shape", ()))
+    tail = got[-len(shape) :] if len(got) >= len(shape) else None
+    if tail is None or any(want is not None and have != want for have, want in zip(tail, shape, strict=True)):
+        expected = ", ".join("N" if s is None else str(s) for s in shape)
+        raise ValueError(f"{name}: expected shape (..., {expected}), got {got or type(array).__name__}")
