@@ -1,0 +1,279 @@
+"""What a mesh looks like: scenes merged, materials, textures and face colours made vertex colours or one texture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import trimesh
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from geopose.cad import mesh
+
+GREY = 0.7  # of a part without colour among coloured ones
+MAX_TEXTURE = 8192  # pixels along a side of an atlas
+
+
+@dataclass
+class _Part:
+    """One mesh of a scene in place: at most one of `colors`, `flat` and `image` is set (`image` comes with `uv`)."""
+
+    vertices: NDArray
+    faces: NDArray
+    colors: NDArray | None = None  # (V, 3) in [0, 1]
+    flat: NDArray | None = None  # (3,) in [0, 1]
+    image: NDArray | None = None  # (H, W, 3) uint8
+    uv: NDArray | None = None
+
+
+Merged = tuple[NDArray, NDArray, "NDArray | None", "NDArray | None", "NDArray | None"]
+
+
+def merge(geometry: trimesh.Trimesh | trimesh.Scene, label: str, notes: list[str]) -> Merged:
+    """One mesh from all of `geometry` in place: (vertices, faces, colors or None, uv or None, texture or None).
+
+    Equal vertices are welded. One image for all parts stays as it is; several, or images beside plain colours, become
+    one atlas when no texture repeats; otherwise everything is baked into vertex colours, with a note.
+    """
+    parts = [_part(m, t, label) for m, t in _meshes(geometry, notes) if len(m.faces)]
+    if not parts:
+        raise ValueError(f"{label}: holds no faces" + (f" ({'; '.join(notes)})" if notes else ""))
+    textured = [p for p in parts if p.image is not None]
+    coloured = [p for p in parts if p.colors is not None or p.flat is not None]
+    uv = texture = colors = None
+    if textured and (problem := _no_atlas(parts)):
+        notes.append(f"textures were baked into vertex colours, because {problem}")
+        for part in textured:
+            part.colors, part.image = sample_texture(part.image, part.uv), None
+        textured, coloured = [], parts
+    if textured:
+        texture, uv = _atlas(parts)
+    elif coloured:
+        colors = np.concatenate([_part_colors(p) for p in parts]).astype(np.float32)
+    offsets = np.cumsum([0] + [len(p.vertices) for p in parts[:-1]])
+    vertices = np.concatenate([p.vertices for p in parts]).astype(np.float64)
+    faces = np.concatenate([p.faces + o for p, o in zip(parts, offsets, strict=True)]).astype(np.int64)
+    rows = np.column_stack([a for a in (vertices, colors, uv) if a is not None])
+    same = mesh.weld(rows)
+    first = np.zeros(int(same.max()) + 1, np.int64)
+    first[same[::-1]] = np.arange(len(same))[::-1]
+    colors, uv = (None if a is None else a[first].astype(np.float32) for a in (colors, uv))
+    return vertices[first], same[faces], colors, uv, texture
+
+
+def _meshes(geometry: trimesh.Trimesh | trimesh.Scene, notes: list[str]) -> list[tuple[trimesh.Trimesh, NDArray]]:
+    """Every triangle mesh of a scene with its 4x4 transform; what is no mesh is counted in `notes`."""
+    if isinstance(geometry, trimesh.Trimesh):
+        return [(geometry, np.eye(4))]
+    found, other = [], 0
+    for node in geometry.graph.nodes_geometry:
+        transform, name = geometry.graph[node]
+        item = geometry.geometry[name]
+        if isinstance(item, trimesh.Trimesh):
+            found.append((item, np.asarray(transform, np.float64)))
+        else:
+            other += 1
+    if other:
+        notes.append(f"{other} parts that are points or lines, not faces, were left out")
+    return found
+
+
+def _part(item: trimesh.Trimesh, transform: NDArray, label: str) -> _Part:
+    """One mesh moved to its place, with its look."""
+    vertices, faces = np.asarray(item.vertices, np.float64), np.asarray(item.faces, np.int64)
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        wrong = int(((faces < 0) | (faces >= len(vertices))).any(axis=1).sum())
+        raise ValueError(f"{label}: {wrong} faces name vertices that do not exist (there are {len(vertices)})")
+    if not np.array_equal(transform, np.eye(4)):
+        vertices = vertices @ transform[:3, :3].T + transform[:3, 3]
+        if np.linalg.det(transform[:3, :3]) < 0.0:
+            faces = faces[:, ::-1]
+    part = _Part(vertices, faces)
+    visual = item.visual
+    if visual.kind == "vertex":
+        part.colors = np.asarray(visual.vertex_colors)[:, :3] / 255.0
+    elif visual.kind == "face":
+        corner = np.repeat(np.asarray(visual.face_colors)[:, None, :3] / 255.0, 3, axis=1)
+        source, part.faces, part.colors = split_by_color(faces, corner)
+        part.vertices = vertices[source]
+    elif visual.kind == "texture":
+        _material_look(part, visual)
+    return part
+
+
+def _material_look(part: _Part, visual: trimesh.visual.TextureVisuals) -> None:
+    """Sets the look of `part` from a material: its base colour image, else its plain base colour."""
+    material, uv = visual.material, visual.uv
+    image = getattr(material, "baseColorTexture", None)
+    factor = getattr(material, "baseColorFactor", None)
+    tint = np.ones(3)
+    if factor is not None:  # glTF: linear; everything here is sRGB
+        tint = _srgb_from_linear(np.asarray(factor, np.float64)[:3] / (255.0 if np.asarray(factor).dtype == np.uint8 else 1.0))
+    if image is None:
+        image = getattr(material, "image", None)
+    if image is not None and _is_placeholder(material, image):
+        return
+    if image is not None and uv is not None and len(uv) == len(part.vertices):
+        pixels = np.asarray(image.convert("RGB"), np.float64)
+        part.image, part.uv = np.round(pixels * tint).astype(np.uint8), np.asarray(uv, np.float64)
+    elif factor is not None:
+        part.flat = tint
+    elif getattr(material, "diffuse", None) is not None:
+        part.flat = np.asarray(material.diffuse, np.float64)[:3] / 255.0
+    extra = visual.vertex_attributes.get("color")
+    if extra is not None and part.image is None and len(extra) == len(part.vertices):
+        scale = np.iinfo(extra.dtype).max if np.issubdtype(extra.dtype, np.integer) else 1.0
+        base = np.ones(3) if part.flat is None else part.flat
+        part.colors, part.flat = np.asarray(extra, np.float64)[:, :3] / scale * base, None
+
+
+def _is_placeholder(material: object, image: object) -> bool:
+    """Whether this is the 2x2 grey that trimesh puts where a material is missing."""
+    return getattr(image, "size", None) == (2, 2) and not getattr(material, "kwargs", True)
+
+
+def _srgb_from_linear(linear: NDArray) -> NDArray:
+    """sRGB transfer function of values in [0, 1] (IEC 61966-2-1)."""
+    linear = np.clip(linear, 0.0, 1.0)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def _part_colors(part: _Part) -> NDArray:
+    """Vertex colours (V, 3) of a part without texture."""
+    if part.colors is not None:
+        return part.colors
+    return np.broadcast_to(np.full(3, GREY) if part.flat is None else part.flat, part.vertices.shape)
+
+
+def _no_atlas(parts: list[_Part]) -> str:
+    """Why the looks of `parts` cannot be put into one texture, or ''."""
+    images = _distinct_images(parts)
+    if len(images) == 1 and all(p.image is not None for p in parts):
+        return ""
+    if any(p.colors is not None for p in parts):
+        return "other parts have colours by vertex"
+    if any(p.uv is not None and (p.uv.min() < -1e-3 or p.uv.max() > 1.001) for p in parts):
+        return "several are used and one repeats"
+    if max(i.shape[0] for i in images) > MAX_TEXTURE or sum(i.shape[1] for i in images) + 4 * len(parts) > MAX_TEXTURE:
+        return f"side by side they exceed {MAX_TEXTURE} pixels"
+    return ""
+
+
+def _distinct_images(parts: list[_Part]) -> list[NDArray]:
+    """The images of `parts`, each once."""
+    images: list[NDArray] = []
+    for part in parts:
+        if part.image is not None and not any(np.array_equal(part.image, i) for i in images):
+            images.append(part.image)
+    return images
+
+
+def _atlas(parts: list[_Part]) -> tuple[NDArray, NDArray]:
+    """All images side by side and the coordinates (V, 2) into them; plain colours become patches of 4x4 pixels."""
+    images = _distinct_images(parts)
+    if len(images) == 1 and all(p.image is not None for p in parts):
+        return images[0], np.concatenate([p.uv for p in parts if p.uv is not None])
+    cells = [_cell(p) for p in parts]
+    images = _distinct_images(cells)
+    height, width = max(i.shape[0] for i in images), sum(i.shape[1] for i in images)
+    atlas, left, uvs = np.zeros((height, width, 3), np.uint8), {}, {}
+    column = 0
+    for k, image in enumerate(images):
+        h, w = image.shape[:2]
+        atlas[:h, column : column + w] = image
+        left[k] = column
+        column += w
+    for j, cell in enumerate(cells):
+        k = next(i for i, image in enumerate(images) if np.array_equal(image, cell.image))
+        h, w = images[k].shape[:2]
+        x = np.clip(cell.uv[:, 0] * w, 0.5, w - 0.5) + left[k]
+        y = np.clip((1.0 - cell.uv[:, 1]) * h, 0.5, h - 0.5)
+        uvs[j] = np.column_stack([x / width, 1.0 - y / height])
+    return atlas, np.concatenate([uvs[j] for j in range(len(cells))])
+
+
+def _cell(part: _Part) -> _Part:
+    """The part itself, or one whose image is its plain colour."""
+    if part.image is not None:
+        return part
+    color = np.full(3, GREY) if part.flat is None else part.flat
+    image = np.broadcast_to(np.round(255 * color).astype(np.uint8), (4, 4, 3))
+    return _Part(part.vertices, part.faces, image=image, uv=np.full((len(part.vertices), 2), 0.5))
+
+
+def sample_texture(texture: NDArray, uv: NDArray) -> NDArray[np.float32]:
+    """Colours (N, 3) in [0, 1] of a texture (H, W, 3) uint8 at uv (N, 2): bilinear, repeating, v upward."""
+    height, width = texture.shape[:2]
+    x, y = uv[:, 0] * width - 0.5, (1.0 - uv[:, 1]) * height - 0.5
+    x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    fx, fy = (x - x0)[:, None], (y - y0)[:, None]
+
+    def at(row: NDArray, column: NDArray) -> NDArray:
+        return texture[row % height, column % width].astype(np.float64)
+
+    top = at(y0, x0) * (1 - fx) + at(y0, x0 + 1) * fx
+    bottom = at(y0 + 1, x0) * (1 - fx) + at(y0 + 1, x0 + 1) * fx
+    return ((top * (1 - fy) + bottom * fy) / 255.0).astype(np.float32)
+
+
+def split_by_color(faces: NDArray, corner_colors: NDArray) -> tuple[NDArray, NDArray, NDArray[np.float32]]:
+    """Vertices split where corners (F, 3, 3) disagree on the colour: (source (V',), faces (F, 3), colors (V', 3))."""
+    corners = corner_colors.reshape(-1, 3)
+    keys = np.column_stack([faces.reshape(-1), np.round(255.0 * corners).astype(np.int64)])
+    label = mesh.weld(keys)
+    first = np.zeros(int(label.max()) + 1, np.int64)
+    first[label[::-1]] = np.arange(len(label))[::-1]
+    return faces.reshape(-1)[first], label.reshape(-1, 3), corners[first].astype(np.float32)
+
+
+def transfer_colors(
+    vertices: NDArray, faces: NDArray, colors: NDArray, new_vertices: NDArray, new_faces: NDArray, diameter: float
+) -> NDArray:
+    """Corner colours (F', 3, 3) of a simplified mesh, from the nearest place of the original that faces the same way.
+
+    Corners around a vertex that nearly agree share their mean, so that gradients stay smooth and borders stay sharp.
+    """
+    count = int(np.clip(4 * len(faces), 20_000, 100_000))
+    points, face, weights = mesh.sample_surface(vertices, faces, count, np.random.default_rng(0))
+    sampled = np.einsum("nk,nkc->nc", weights, colors[faces[face]].astype(np.float64))
+    reach = 0.03 * diameter  # a normal turned by 60 degrees counts like 3 % of the diameter
+    tree = cKDTree(np.column_stack([points, reach * mesh.face_areas_normals(vertices, faces)[1][face]]))
+    corners = new_vertices[new_faces]
+    inner = 0.8 * corners + 0.2 * corners.mean(axis=1, keepdims=True)  # off the border, toward the face
+    normals = np.repeat(mesh.face_areas_normals(new_vertices, new_faces)[1][:, None], 3, axis=1)
+    _, nearest = tree.query(np.concatenate([inner, reach * normals], axis=2).reshape(-1, 6))
+    found = sampled[nearest]
+    index = new_faces.reshape(-1)
+    number = np.maximum(np.bincount(index, minlength=len(new_vertices)), 1)[:, None]
+    mean = np.column_stack([np.bincount(index, found[:, c], len(new_vertices)) for c in range(3)]) / number
+    spread = np.zeros(len(new_vertices))
+    np.maximum.at(spread, index, np.abs(found - mean[index]).max(axis=1))
+    agree = spread[index] < 0.1
+    return np.where(agree[:, None], mean[index], found).reshape(-1, 3, 3)
+
+
+def missing_files(path: Path) -> list[str]:
+    """Notes on material files and images that an OBJ names but that are not there."""
+    if path.suffix.lower() != ".obj":
+        return []
+    notes = []
+    for library in _named(path, "mtllib"):
+        if not library.is_file():
+            notes.append(f"the material file {library.name!r} is missing: no colours from it")
+            continue
+        lost = sorted({p.name for p in _named(library, "map_kd") if not p.is_file()})
+        notes += [f"the texture {name!r} is missing: plain colour instead" for name in lost]
+    return notes
+
+
+def _named(path: Path, key: str) -> list[Path]:
+    """The files that follow `key` at the beginning of lines of a text file, relative to its folder."""
+    found = []
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            words = line.strip().split(maxsplit=1)
+            if len(words) == 2 and words[0].lower() == key:
+                found.append(path.parent / words[1].strip())
+    return found

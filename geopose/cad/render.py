@@ -1,0 +1,252 @@
+"""Pictures of a mesh, without a GPU, a display or a compiler.
+
+`cv2.triangleRasterize` (OpenCV >= 5) answers one question per pixel: which triangle is in front? Everything else (depth, colour, texture,
+normal, object coordinates) follows exactly, per pixel, from the pixel's ray and that triangle: deferred shading.
+The rasteriser knows a centred pinhole with square pixels and OpenGL axes; any other camera is folded into the vertices.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from geopose.cad.model import CadModel
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """The visible surface, one row per covered pixel (N of them).
+
+    pixel: (N,) flat index y * W + x; face: (N,) index into the faces given; bary: (N, 3) perspective-correct weights of the
+    face's corners; depth: (N,) z in the camera frame, the unit of the vertices.
+    """
+
+    pixel: NDArray[np.int64]
+    face: NDArray[np.int64]
+    bary: NDArray[np.float32]
+    depth: NDArray[np.float32]
+
+    def interpolate(self, values: Array, faces: NDArray[np.integer]) -> NDArray[np.float32]:
+        """(N, C) values at the pixels, from (V, C) values at the vertices."""
+        corners = values[faces[self.face]]
+        return np.einsum("ni,nic->nc", self.bary, corners, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What a camera sees of a mesh; leading dimensions are those of the poses.
+
+    color: (..., H, W, 3) float32 in [0, 1], the unlit surface colour (sRGB), 0 where there is nothing.
+    depth: (..., H, W) float32 metres along the camera's z axis, 0 where there is nothing.
+    normal: (..., H, W, 3) float32 unit normals in the camera frame, turned towards the camera.
+    xyz: (..., H, W, 3) float32 object coordinates in metres.
+    mask: (..., H, W) bool.
+    """
+
+    color: NDArray[np.float32]
+    depth: NDArray[np.float32]
+    normal: NDArray[np.float32]
+    xyz: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+
+@functools.lru_cache(maxsize=1)
+def _settings() -> cv2.TriangleRasterizeSettings:
+    settings = cv2.TriangleRasterizeSettings()
+    return settings.setShadingType(cv2.RASTERIZE_SHADING_FLAT).setCullingMode(cv2.RASTERIZE_CULLING_NONE)
+
+
+def clip_near(corners: Array, near: float) -> tuple[Array, NDArray[np.int64]]:
+    """Triangles (M, 3, 3) cut at z = near, and the face (M,) that each came from.
+
+    corners: (F, 3, 3) triangles in the camera frame. Sutherland and Hodgman, "Reentrant polygon clipping", CACM 1974.
+    """
+    front = corners[:, :, 2] > near
+    count = front.sum(1)
+    if (count == 3).all():
+        return corners, np.arange(len(corners))
+    whole = np.flatnonzero(count == 3)
+    parts, origin = [corners[whole]], [whole]
+    for number in (1, 2):
+        index = np.flatnonzero(count == number)
+        # Roll the corners so that the lonely one comes first.
+        lonely = np.argmax(front[index] == (number == 1), axis=1)
+        order = (lonely[:, None] + np.arange(3)) % 3
+        a, b, c = np.moveaxis(np.take_along_axis(corners[index], order[:, :, None], axis=1), 1, 0)
+        ab = a + (b - a) * ((near - a[:, 2]) / (b[:, 2] - a[:, 2]))[:, None]
+        ac = a + (c - a) * ((near - a[:, 2]) / (c[:, 2] - a[:, 2]))[:, None]
+        pieces = [(a, ab, ac)] if number == 1 else [(ab, b, c), (ab, c, ac)]
+        for piece in pieces:
+            parts.append(np.stack(piece, axis=1))
+            origin.append(index)
+    return np.concatenate(parts), np.concatenate(origin)
+
+
+def rasterize(vertices_cam: Array, faces: NDArray[np.integer], camera: Camera, near: float) -> Fragments:
+    """Fragments of the nearest surface in every pixel.
+
+    Args:
+        vertices_cam: (V, 3) vertices in the camera frame (+z forward), any unit.
+        faces: (F, 3) vertex indices.
+        camera: its distortion is applied to the vertices: exact there, straight lines between.
+        near: triangles are cut at z = near, in the unit of the vertices; > 0.
+    """
+    if not near > 0:
+        raise ValueError(f"near: expected a distance > 0, got {near}")
+    width, height = camera.size_wh
+    corners = np.asarray(vertices_cam, np.float32)[faces]
+    kept, origin = clip_near(corners, near)
+    if len(kept) == 0:
+        empty = np.zeros(0, np.int64)
+        return Fragments(empty, empty, np.zeros((0, 3), np.float32), np.zeros(0, np.float32))
+    flat = kept.reshape(-1, 3)
+    if len(camera.distortion):
+        flat = np.concatenate([_distorted_rays(flat, camera) * flat[:, 2:], flat[:, 2:]], axis=1)
+    # f_r = H / 2 belongs to a vertical field of view of 90 degrees.
+    focal = 0.5 * height
+    folded = np.empty((len(flat), 3), np.float32)
+    folded[:, 0] = (float(camera.fx) * flat[:, 0] + (float(camera.cx) - 0.5 * (width - 1)) * flat[:, 2]) / focal
+    folded[:, 1] = -(float(camera.fy) * flat[:, 1] + (float(camera.cy) - 0.5 * (height - 1)) * flat[:, 2]) / focal
+    folded[:, 2] = -flat[:, 2]
+    far = 2.0 * float(flat[:, 2].max()) + near
+    numbers = np.repeat(origin.astype(np.float32), 3)[:, None].repeat(3, axis=1)  # exact up to 2**24 faces
+    buffer = np.full((height, width, 3), -1.0, np.float32)
+    depth = np.full((height, width), far, np.float32)
+    index = np.arange(len(flat), dtype=np.int32).reshape(-1, 3)
+    eye = np.eye(4, dtype=np.float32)
+    buffer, _ = cv2.triangleRasterize(
+        folded, index, numbers, buffer, depth, eye, 0.5 * np.pi, 0.5 * near, far, _settings()
+    )
+    number = buffer[..., 0].ravel()
+    pixel = np.flatnonzero(number >= 0)
+    face = number[pixel].astype(np.int64)
+    return _fragments(pixel, face, corners, camera)
+
+
+def _fragments(pixel: NDArray[np.int64], face: NDArray[np.int64], corners: Array, camera: Camera) -> Fragments:
+    """Exact barycentric coordinates and depth where each pixel's ray meets its face.
+
+    With rows b x c, c x a, a x b of the corners a, b, c, the ray d has weights proportional to M d, and z = det / sum(M d)
+    (Moeller and Trumbore, "Fast, minimum storage ray-triangle intersection", 1997, written for all pixels of a face at once).
+    """
+    seen, back = np.unique(face, return_inverse=True)
+    a, b, c = np.moveaxis(corners[seen].astype(np.float64), 1, 0)
+    edges = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
+    det = np.einsum("fi,fi->f", a, edges[:, 0])
+    # A face seen edge-on has det = 0; the limit keeps its weights finite.
+    size = np.abs(edges).max(axis=(1, 2)) + 1e-300
+    edges /= size[:, None, None]
+    det /= size
+    width, height = camera.size_wh
+    rays = _ray_table(width, height, float(camera.fx), float(camera.fy), float(camera.cx), float(camera.cy), tuple(camera.distortion))
+    weights = np.einsum("nij,nj->ni", edges.astype(np.float32)[back], rays[pixel])
+    # A pixel's centre may lie a hair outside of the face that claimed it.
+    sign = np.where(det >= 0, 1.0, -1.0).astype(np.float32)[back]
+    weights = np.maximum(weights * sign[:, None], 0)
+    total = weights.sum(1)
+    good = total > 1e-12
+    bary = np.where(good[:, None], weights / np.where(good, total, 1)[:, None], np.float32(1 / 3)).astype(np.float32)
+    depth = np.einsum("ni,ni->n", bary, corners[:, :, 2][face]).astype(np.float32)
+    return Fragments(pixel, face, bary, depth)
+
+
+@functools.lru_cache(maxsize=8)
+def _ray_table(
+    width: int, height: int, fx: float, fy: float, cx: float, cy: float, distortion: tuple[float, ...]
+) -> NDArray[np.float32]:
+    """(H * W, 3) rays with z = 1 through the pixels' centres."""
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    if distortion:
+        camera = Camera(fx, fy, cx, cy, (width, height), distortion)
+        rays = np.asarray(camera.unproject(np.stack([x.ravel(), y.ravel()], axis=1)))
+        return rays.astype(np.float32)
+    return np.stack([(x.ravel() - cx) / fx, (y.ravel() - cy) / fy, np.ones(width * height)], axis=1).astype(np.float32)
+
+
+def _distorted_rays(points_cam: Array, camera: Camera) -> Array:
+    px = np.asarray(camera.project(points_cam.astype(np.float64)))
+    return np.stack([(px[:, 0] - camera.cx) / camera.fx, (px[:, 1] - camera.cy) / camera.fy], axis=1)
+
+
+def surface_color(model: CadModel, fragments: Fragments) -> NDArray[np.float32]:
+    """(N, 3) unlit sRGB colour of the surface in [0, 1]: texture, else vertex colours, else a middle grey."""
+    if model.texture is not None and model.uv is not None:
+        uv = fragments.interpolate(model.uv, model.faces)
+        height, width = model.texture.shape[:2]
+        # The origin of uv is the lower left corner of the picture, and the picture repeats.
+        x = (uv[:, 0] * width - 0.5).astype(np.float32)
+        y = ((1 - uv[:, 1]) * height - 0.5).astype(np.float32)
+        x, y = np.mod(x, width), np.mod(y, height)
+        return _bilinear_wrapped(model.texture, x, y)
+    if model.colors is not None:
+        return fragments.interpolate(model.colors, model.faces)
+    return np.full((len(fragments.pixel), 3), 0.5, np.float32)
+
+
+def _bilinear_wrapped(texture: NDArray[np.uint8], x: Array, y: Array) -> NDArray[np.float32]:
+    height, width = texture.shape[:2]
+    x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    fx, fy = (x - x0)[:, None], (y - y0)[:, None]
+    x0, y0 = x0 % width, y0 % height
+    x1, y1 = (x0 + 1) % width, (y0 + 1) % height
+    top = texture[y0, x0] * (1 - fx) + texture[y0, x1] * fx
+    bottom = texture[y1, x0] * (1 - fx) + texture[y1, x1] * fx
+    return ((top * (1 - fy) + bottom * fy) / 255).astype(np.float32)
+
+
+def render(model: CadModel, camera: Camera, cam_from_obj: Pose, near: float | None = None) -> Rendering:
+    """The Rendering of a mesh from one pose or a batch of them.
+
+    Args:
+        model: the mesh, metres.
+        camera: any pinhole, any size; distortion is applied to the vertices (straight lines between them).
+        cam_from_obj: Pose with any leading dimensions (numpy or torch).
+        near: metres; surfaces nearer than this are cut away. Default: a thousandth of the diameter.
+    Returns:
+        Rendering whose arrays start with the leading dimensions of the pose.
+    """
+    pose = cam_from_obj.numpy()
+    batch = pose.t.shape[:-1]
+    R, t = pose.R.reshape(-1, 3, 3), pose.t.reshape(-1, 3)
+    if not (np.isfinite(R).all() and np.isfinite(t).all()):
+        raise ValueError("cam_from_obj: expected finite numbers, got NaN or infinity")
+    near = 1e-3 * model.diameter if near is None else near
+    pictures = [_render_one(model, camera, R[i], t[i], near) for i in range(len(t))]
+    return Rendering(*(np.stack(part).reshape(*batch, *part[0].shape) for part in zip(*pictures, strict=True)))
+
+
+def _render_one(model: CadModel, camera: Camera, R: Array, t: Array, near: float) -> tuple[NDArray, ...]:
+    width, height = camera.size_wh
+    fragments = rasterize(model.vertices @ R.T + t, model.faces, camera, near)
+    normal = fragments.interpolate(model.normals @ R.T, model.faces)
+    rays = _ray_table(width, height, float(camera.fx), float(camera.fy), float(camera.cx), float(camera.cy), tuple(camera.distortion))
+    normal = facing(normal, rays[fragments.pixel])
+
+    def picture(values: NDArray) -> NDArray:
+        out = np.zeros((height * width, *values.shape[1:]), values.dtype)
+        out[fragments.pixel] = values
+        return out.reshape(height, width, *values.shape[1:])
+
+    return (
+        picture(surface_color(model, fragments)),
+        picture(fragments.depth),
+        picture(normal),
+        picture(fragments.interpolate(model.vertices, model.faces)),
+        picture(np.ones(len(fragments.pixel), bool)),
+    )
+
+
+def facing(normals: Array, rays: Array) -> NDArray[np.float32]:
+    """Unit normals (N, 3), turned towards the camera along rays (N, 3): a mesh's winding is not to be trusted."""
+    away = np.einsum("ni,ni->n", normals, rays) > 0
+    normals = np.where(away[:, None], -normals, normals)
+    length = np.sqrt(np.einsum("ni,ni->n", normals, normals))
+    return (normals / np.maximum(length, 1e-12)[:, None]).astype(np.float32)
