@@ -79,16 +79,9 @@ class Pose:
         return cls(eye, zero) if like is None else cls(as_like(eye, like), as_like(zero, like))
 
     @classmethod
-    @either
     def exp(cls, xi: Array) -> Pose:
         """The pose of the tangent vector `xi` (..., 6) = (rho, phi), metres and radians."""
-        check_last("xi", xi, 6)
-        rho, phi = xi[..., :3], xi[..., 3:]
-        a, b, c = (x[..., None, None] for x in rotation.so3_coefficients((phi * phi).sum(-1)))
-        k = rotation.hat(phi)
-        kk = k @ k
-        eye = torch.eye(3, dtype=xi.dtype, device=xi.device)
-        return cls(eye + a * k + b * kk, ((eye + b * k + c * kk) @ rho[..., None]).squeeze(-1))
+        return cls(*_exp(xi))
 
     @classmethod
     def stack(cls, poses: Sequence[Pose]) -> Pose:
@@ -167,6 +160,17 @@ def as_like(value: Any, like: Array) -> Array:
     if isinstance(like, Tensor):
         return torch.as_tensor(value, dtype=like.dtype, device=like.device)
     return np.asarray(value, dtype=like.dtype)
+
+
+@either
+def _exp(xi: Array) -> tuple[Array, Array]:
+    check_last("xi", xi, 6)
+    rho, phi = xi[..., :3], xi[..., 3:]
+    a, b, c = (x[..., None, None] for x in rotation.so3_coefficients((phi * phi).sum(-1)))
+    k = rotation.hat(phi)
+    kk = k @ k
+    eye = torch.eye(3, dtype=xi.dtype, device=xi.device)
+    return eye + a * k + b * kk, ((eye + b * k + c * kk) @ rho[..., None]).squeeze(-1)
 
 
 @either
