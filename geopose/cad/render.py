@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from geopose.cad.appearance import sample_texture
 from geopose.cad.model import CadModel
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
@@ -113,8 +114,12 @@ def rasterize(vertices_cam: Array, faces: NDArray[np.integer], camera: Camera, n
     # f_r = H / 2 belongs to a vertical field of view of 90 degrees.
     focal = 0.5 * height
     folded = np.empty((len(flat), 3), np.float32)
-    folded[:, 0] = (float(camera.fx) * flat[:, 0] + (float(camera.cx) - 0.5 * (width - 1)) * flat[:, 2]) / focal
-    folded[:, 1] = -(float(camera.fy) * flat[:, 1] + (float(camera.cy) - 0.5 * (height - 1)) * flat[:, 2]) / focal
+    folded[:, 0] = (
+        float(camera.fx) * flat[:, 0] + (float(camera.cx) - 0.5 * (width - 1)) * flat[:, 2]
+    ) / focal
+    folded[:, 1] = (
+        -(float(camera.fy) * flat[:, 1] + (float(camera.cy) - 0.5 * (height - 1)) * flat[:, 2]) / focal
+    )
     folded[:, 2] = -flat[:, 2]
     far = 2.0 * float(flat[:, 2].max()) + near
     numbers = np.repeat(origin.astype(np.float32), 3)[:, None].repeat(3, axis=1)  # exact up to 2**24 faces
@@ -131,7 +136,9 @@ def rasterize(vertices_cam: Array, faces: NDArray[np.integer], camera: Camera, n
     return _fragments(pixel, face, corners, camera)
 
 
-def _fragments(pixel: NDArray[np.int64], face: NDArray[np.int64], corners: Array, camera: Camera) -> Fragments:
+def _fragments(
+    pixel: NDArray[np.int64], face: NDArray[np.int64], corners: Array, camera: Camera
+) -> Fragments:
     """Exact barycentric coordinates and depth where each pixel's ray meets its face.
 
     With rows b x c, c x a, a x b of the corners a, b, c, the ray d has weights proportional to M d, and z = det / sum(M d)
@@ -146,14 +153,24 @@ def _fragments(pixel: NDArray[np.int64], face: NDArray[np.int64], corners: Array
     edges /= size[:, None, None]
     det /= size
     width, height = camera.size_wh
-    rays = _ray_table(width, height, float(camera.fx), float(camera.fy), float(camera.cx), float(camera.cy), tuple(camera.distortion))
+    rays = _ray_table(
+        width,
+        height,
+        float(camera.fx),
+        float(camera.fy),
+        float(camera.cx),
+        float(camera.cy),
+        tuple(camera.distortion),
+    )
     weights = np.einsum("nij,nj->ni", edges.astype(np.float32)[back], rays[pixel])
     # A pixel's centre may lie a hair outside of the face that claimed it.
     sign = np.where(det >= 0, 1.0, -1.0).astype(np.float32)[back]
     weights = np.maximum(weights * sign[:, None], 0)
     total = weights.sum(1)
     good = total > 1e-12
-    bary = np.where(good[:, None], weights / np.where(good, total, 1)[:, None], np.float32(1 / 3)).astype(np.float32)
+    bary = np.where(good[:, None], weights / np.where(good, total, 1)[:, None], np.float32(1 / 3)).astype(
+        np.float32
+    )
     depth = np.einsum("ni,ni->n", bary, corners[:, :, 2][face]).astype(np.float32)
     return Fragments(pixel, face, bary, depth)
 
@@ -168,7 +185,9 @@ def _ray_table(
         camera = Camera(fx, fy, cx, cy, (width, height), distortion)
         rays = np.asarray(camera.unproject(np.stack([x.ravel(), y.ravel()], axis=1)))
         return rays.astype(np.float32)
-    return np.stack([(x.ravel() - cx) / fx, (y.ravel() - cy) / fy, np.ones(width * height)], axis=1).astype(np.float32)
+    return np.stack([(x.ravel() - cx) / fx, (y.ravel() - cy) / fy, np.ones(width * height)], axis=1).astype(
+        np.float32
+    )
 
 
 def _distorted_rays(points_cam: Array, camera: Camera) -> Array:
@@ -179,27 +198,10 @@ def _distorted_rays(points_cam: Array, camera: Camera) -> Array:
 def surface_color(model: CadModel, fragments: Fragments) -> NDArray[np.float32]:
     """(N, 3) unlit sRGB colour of the surface in [0, 1]: texture, else vertex colours, else a middle grey."""
     if model.texture is not None and model.uv is not None:
-        uv = fragments.interpolate(model.uv, model.faces)
-        height, width = model.texture.shape[:2]
-        # The origin of uv is the lower left corner of the picture, and the picture repeats.
-        x = (uv[:, 0] * width - 0.5).astype(np.float32)
-        y = ((1 - uv[:, 1]) * height - 0.5).astype(np.float32)
-        x, y = np.mod(x, width), np.mod(y, height)
-        return _bilinear_wrapped(model.texture, x, y)
+        return sample_texture(model.texture, fragments.interpolate(model.uv, model.faces))
     if model.colors is not None:
         return fragments.interpolate(model.colors, model.faces)
     return np.full((len(fragments.pixel), 3), 0.5, np.float32)
-
-
-def _bilinear_wrapped(texture: NDArray[np.uint8], x: Array, y: Array) -> NDArray[np.float32]:
-    height, width = texture.shape[:2]
-    x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-    fx, fy = (x - x0)[:, None], (y - y0)[:, None]
-    x0, y0 = x0 % width, y0 % height
-    x1, y1 = (x0 + 1) % width, (y0 + 1) % height
-    top = texture[y0, x0] * (1 - fx) + texture[y0, x1] * fx
-    bottom = texture[y1, x0] * (1 - fx) + texture[y1, x1] * fx
-    return ((top * (1 - fy) + bottom * fy) / 255).astype(np.float32)
 
 
 def render(model: CadModel, camera: Camera, cam_from_obj: Pose, near: float | None = None) -> Rendering:
@@ -220,14 +222,24 @@ def render(model: CadModel, camera: Camera, cam_from_obj: Pose, near: float | No
         raise ValueError("cam_from_obj: expected finite numbers, got NaN or infinity")
     near = 1e-3 * model.diameter if near is None else near
     pictures = [_render_one(model, camera, R[i], t[i], near) for i in range(len(t))]
-    return Rendering(*(np.stack(part).reshape(*batch, *part[0].shape) for part in zip(*pictures, strict=True)))
+    return Rendering(
+        *(np.stack(part).reshape(*batch, *part[0].shape) for part in zip(*pictures, strict=True))
+    )
 
 
 def _render_one(model: CadModel, camera: Camera, R: Array, t: Array, near: float) -> tuple[NDArray, ...]:
     width, height = camera.size_wh
     fragments = rasterize(model.vertices @ R.T + t, model.faces, camera, near)
     normal = fragments.interpolate(model.normals @ R.T, model.faces)
-    rays = _ray_table(width, height, float(camera.fx), float(camera.fy), float(camera.cx), float(camera.cy), tuple(camera.distortion))
+    rays = _ray_table(
+        width,
+        height,
+        float(camera.fx),
+        float(camera.fy),
+        float(camera.cx),
+        float(camera.cy),
+        tuple(camera.distortion),
+    )
     normal = facing(normal, rays[fragments.pixel])
 
     def picture(values: NDArray) -> NDArray:

@@ -1,0 +1,70 @@
+"""What lens, sensor and file format do to a picture, drawn at random."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+
+
+def tone(generator: np.random.Generator, image: F32) -> F32:
+    """Exposure, white balance, contrast and tone curve of an unknown camera; (H, W, 3) float32 about [0, 1]."""
+    gain = np.exp(generator.normal(0, 0.15)) * np.exp(generator.normal(0, 0.05, 3))
+    offset = generator.normal(0, 0.03)
+    out = image * gain.astype(np.float32) + np.float32(offset)
+    if generator.random() < 0.5:
+        grey = np.float32(out.mean())
+        out = grey + (out - grey) * np.float32(np.exp(generator.normal(0, 0.2)))
+    if generator.random() < 0.3:
+        level = out.mean(-1, keepdims=True)
+        out = level + (out - level) * np.float32(generator.uniform(0.3, 1.3))
+    return np.clip(out, 0, 1)
+
+
+def defocus(generator: np.random.Generator, image: F32, strongest: float = 1.0) -> F32:
+    """Softness of lens, resampling and motion; `strongest` scales the blur (1 for pictures of 128 pixels)."""
+    kind = generator.random()
+    if kind < 0.12:  # motion
+        length = max(int(generator.integers(2, 8) * strongest), 2)
+        kernel = np.zeros((length, length), np.float32)
+        angle = generator.uniform(0, np.pi)
+        middle, reach = 0.5 * (length - 1), 0.5 * (length - 1) * np.array([np.cos(angle), np.sin(angle)])
+        ends = np.rint([middle - reach, middle + reach]).astype(int)
+        cv2.line(kernel, tuple(map(int, ends[0])), tuple(map(int, ends[1])), 1.0)
+        return cv2.filter2D(image, -1, kernel / max(float(kernel.sum()), 1.0))
+    if kind < 0.45:  # fewer pixels than this picture has
+        height, width = image.shape[:2]
+        factor = generator.uniform(1.1, 1 + 1.8 * strongest)
+        size = (max(int(width / factor), 8), max(int(height / factor), 8))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        back = cv2.INTER_LINEAR if generator.random() < 0.6 else cv2.INTER_CUBIC
+        return cv2.resize(small, (width, height), interpolation=back)
+    return cv2.GaussianBlur(
+        image, (0, 0), float(generator.uniform(0.35, 0.6 + 0.8 * strongest * generator.random()))
+    )
+
+
+def sensor(generator: np.random.Generator, image: F32) -> NDArray[np.uint8]:
+    """uint8 picture with sharpening, noise of photons and electronics, and compression."""
+    if generator.random() < 0.3:
+        soft = cv2.GaussianBlur(image, (0, 0), 1.0)
+        image = image + np.float32(generator.uniform(0.2, 1.2)) * (image - soft)
+    sigma = float(np.exp(generator.uniform(np.log(0.002), np.log(0.05))))
+    height, width = image.shape[:2]
+    if generator.random() < 0.4:  # demosaicing leaves coarse grains
+        coarse = generator.standard_normal((height // 2 + 1, width // 2 + 1, 3), dtype=np.float32)
+        noise = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    else:
+        noise = generator.standard_normal((height, width, 3), dtype=np.float32)
+    if generator.random() < 0.5:
+        noise *= np.sqrt(np.clip(image, 0.02, 1)) * np.float32(1.5)
+    noise *= np.float32(sigma)
+    noise += image
+    out = np.clip(noise * np.float32(255) + np.float32(0.5), 0, 255).astype(np.uint8)
+    if generator.random() < 0.35:
+        quality = int(generator.integers(35, 96))
+        _, data = cv2.imencode(".jpg", out, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        out = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return out

@@ -1,0 +1,116 @@
+"""Where a training picture is taken from: view space, placement, and the square that the networks look at.
+
+One definition is shared by training and estimation: the *box* of an object is the bounding rectangle of its projected mesh, hidden and
+cut-off parts included; its *size* is the rectangle's diagonal over sqrt(2), the side of a square of the same diagonal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+from geopose.geometry.rotation import exp_so3
+
+Array = NDArray[np.float64]
+
+# Rows map object axes to (x, y, z) with z up: a cyclic change keeps the hand.
+_UP_FRAMES = {
+    "+z": np.eye(3),
+    "-z": np.diag([1.0, -1.0, -1.0]),
+    "+y": np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]),
+    "-y": np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]),
+    "+x": np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]]),
+    "-x": np.array([[0.0, -1, 0], [0, 0, 1], [-1, 0, 0]]),
+}
+
+
+@dataclass(frozen=True)
+class ViewSpace:
+    """From where an object may be seen.
+
+    elevation_deg: angle of the camera above the object's horizontal plane; azimuth_deg: heading of the camera about the object's up axis, 0 on
+    the first horizontal axis; roll_deg: turn of the picture; up: the object's axis that points up, such as "+z" or "-y"; distance: in
+    diameters of the object.
+    """
+
+    elevation_deg: tuple[float, float] = (-90.0, 90.0)
+    azimuth_deg: tuple[float, float] = (-180.0, 180.0)
+    roll_deg: tuple[float, float] = (-180.0, 180.0)
+    up: str = "+z"
+    distance: tuple[float, float] = (1.8, 20.0)
+
+    def __post_init__(self) -> None:
+        limits = {"elevation_deg": 90.0, "azimuth_deg": 360.0, "roll_deg": 180.0}
+        for name, limit in limits.items():
+            low, high = getattr(self, name)
+            if not -limit <= low <= high <= limit:
+                raise ValueError(
+                    f"{name}: expected low <= high within +-{limit:g} degrees, got ({low}, {high})"
+                )
+        if self.up not in _UP_FRAMES:
+            raise ValueError(f"up: expected one of {', '.join(_UP_FRAMES)}, got {self.up!r}")
+        if not 0 < self.distance[0] <= self.distance[1]:
+            raise ValueError(f"distance: expected 0 < nearest <= farthest in diameters, got {self.distance}")
+
+    def sample_rotation(self, generator: np.random.Generator) -> Array:
+        """(3, 3) rotation of a camera that looks straight at the object; uniform over the part of the sphere allowed."""
+        low, high = np.sin(np.deg2rad(self.elevation_deg))
+        elevation = float(np.arcsin(generator.uniform(low, high)))
+        azimuth = float(np.deg2rad(generator.uniform(*self.azimuth_deg)))
+        roll = float(np.deg2rad(generator.uniform(*self.roll_deg)))
+        return look_at(elevation, azimuth, roll, self.up)
+
+    def sample_distance(self, generator: np.random.Generator) -> float:
+        """Distance in diameters, uniform in its logarithm."""
+        return float(np.exp(generator.uniform(*np.log(self.distance))))
+
+
+def look_at(elevation: float, azimuth: float, roll: float, up: str = "+z") -> Array:
+    """(3, 3) cam_from_obj rotation of a camera that looks at the origin; angles in radians as in `ViewSpace`."""
+    se, ce, sa, ca = np.sin(elevation), np.cos(elevation), np.sin(azimuth), np.cos(azimuth)
+    forward = -np.array([ce * ca, ce * sa, se])
+    right = np.array([-sa, ca, 0.0])
+    upright = np.stack([right, np.cross(forward, right), forward])
+    c, s = np.cos(roll), np.sin(roll)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]]) @ upright @ _UP_FRAMES[up]
+
+
+def turned_to(ray: Array) -> Array:
+    """(3, 3) smallest rotation that turns the optical axis to `ray` (3,): the object shows the same side from there."""
+    ray = ray / np.linalg.norm(ray)
+    axis = np.array([-ray[1], ray[0], 0.0])  # z cross ray
+    sine = np.hypot(axis[0], axis[1])
+    angle = np.arctan2(sine, ray[2])
+    return np.asarray(exp_so3(axis / sine * angle)) if sine > 1e-12 else np.eye(3)
+
+
+def sample_pose(
+    generator: np.random.Generator, view: ViewSpace, centre: Array, diameter: float, ray: Array
+) -> Pose:
+    """A Pose that puts `centre` (3,), object frame, on `ray` (3,) at a random distance, showing a random side."""
+    R = turned_to(ray) @ view.sample_rotation(generator)
+    distance = view.sample_distance(generator) * diameter
+    return Pose(R, ray / np.linalg.norm(ray) * distance - R @ centre)
+
+
+def projected_box(points_obj: Array, pose: Pose, camera: Camera) -> Array:
+    """(4,) x0, y0, x1, y1 in image pixels of the box around the projected points (N, 3); NaN if none is in front."""
+    px = np.asarray(camera.project(pose.apply(points_obj)))
+    px = px[np.isfinite(px).all(-1)]
+    if len(px) == 0:
+        return np.full(4, np.nan)
+    return np.concatenate([px.min(0), px.max(0)])
+
+
+def box_centre_size(box: Array) -> tuple[Array, float]:
+    """Centre (2,) and size of a box (4,): its diagonal over sqrt(2)."""
+    return 0.5 * (box[:2] + box[2:]), float(np.hypot(box[2] - box[0], box[3] - box[1]) / np.sqrt(2))
+
+
+def square(centre: Array, side: float) -> Array:
+    """(4,) box of a square."""
+    return np.concatenate([centre - 0.5 * side, centre + 0.5 * side])
