@@ -1,8 +1,9 @@
 """Pictures of a mesh, without a GPU, a display or a compiler.
 
-`cv2.triangleRasterize` (OpenCV >= 5) answers one question per pixel: which triangle is in front? Everything else (depth, colour, texture,
-normal, object coordinates) follows exactly, per pixel, from the pixel's ray and that triangle: deferred shading.
-The rasteriser knows a centred pinhole with square pixels and OpenGL axes; any other camera is folded into the vertices.
+`cv2.triangleRasterize` (OpenCV >= 5) answers one question per pixel: which triangle is in front? Everything
+else (depth, colour, texture, normal, object coordinates) follows exactly, per pixel, from the pixel's ray and
+that triangle: deferred shading. The rasteriser knows a centred pinhole with square pixels and OpenGL axes;
+any other camera is folded into the vertices.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ Array = NDArray[np.floating]
 class Fragments:
     """The visible surface, one row per covered pixel (N of them).
 
-    pixel: (N,) flat index y * W + x; face: (N,) index into the faces given; bary: (N, 3) perspective-correct weights of the
-    face's corners; depth: (N,) z in the camera frame, the unit of the vertices.
+    pixel: (N,) flat index y * W + x; face: (N,) index into the faces given; bary: (N, 3) perspective-correct
+    weights of the face's corners; depth: (N,) z in the camera frame, the unit of the vertices.
     """
 
     pixel: NDArray[np.int64]
@@ -68,7 +69,8 @@ def _settings() -> cv2.TriangleRasterizeSettings:
 def clip_near(corners: Array, near: float) -> tuple[Array, NDArray[np.int64]]:
     """Triangles (M, 3, 3) cut at z = near, and the face (M,) that each came from.
 
-    corners: (F, 3, 3) triangles in the camera frame. Sutherland and Hodgman, "Reentrant polygon clipping", CACM 1974.
+    corners: (F, 3, 3) triangles in the camera frame. Sutherland and Hodgman, "Reentrant polygon clipping",
+    CACM 1974.
     """
     front = corners[:, :, 2] > near
     count = front.sum(1)
@@ -141,8 +143,9 @@ def _fragments(
 ) -> Fragments:
     """Exact barycentric coordinates and depth where each pixel's ray meets its face.
 
-    With rows b x c, c x a, a x b of the corners a, b, c, the ray d has weights proportional to M d, and z = det / sum(M d)
-    (Moeller and Trumbore, "Fast, minimum storage ray-triangle intersection", 1997, written for all pixels of a face at once).
+    With rows b x c, c x a, a x b of the corners a, b, c, the ray d has weights proportional to M d, and z =
+    det / sum(M d) (Moeller and Trumbore, "Fast, minimum storage ray-triangle intersection", 1997, written for
+    all pixels of a face at once).
     """
     seen, back = np.unique(face, return_inverse=True)
     a, b, c = np.moveaxis(corners[seen].astype(np.float64), 1, 0)
@@ -257,7 +260,8 @@ def _render_one(model: CadModel, camera: Camera, R: Array, t: Array, near: float
 
 
 def facing(normals: Array, rays: Array) -> NDArray[np.float32]:
-    """Unit normals (N, 3), turned towards the camera along rays (N, 3): a mesh's winding is not to be trusted."""
+    """Unit normals (N, 3), turned towards the camera along rays (N, 3): a mesh's winding is not to be
+    trusted."""
     away = np.einsum("ni,ni->n", normals, rays) > 0
     normals = np.where(away[:, None], -normals, normals)
     length = np.sqrt(np.einsum("ni,ni->n", normals, normals))

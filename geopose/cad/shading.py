@@ -1,9 +1,11 @@
-"""Light on surfaces: from the fragments of a rendering to a picture, with everything that can vary made random.
+"""Light on surfaces: from the fragments of a rendering to a picture, with everything that can vary made
+random.
 
-The reflection model is Lambert plus Blinn-Phong (Blinn, "Models of light reflection for computer synthesized pictures", SIGGRAPH 1977) under
-a hemisphere of sky and ground, a few directional lights and a soft mirror image of bright areas around. Domain randomisation after Tobin et
-al., "Domain randomization for transferring deep neural networks from simulation to the real world", IROS 2017: the real world should
-look like one more draw. Light adds up in linear units; gamma is taken as 2, so that encoding is a square root.
+The reflection model is Lambert plus Blinn-Phong (Blinn, "Models of light reflection for computer synthesized
+pictures", SIGGRAPH 1977) under a hemisphere of sky and ground, a few directional lights and a soft mirror
+image of bright areas around. Domain randomisation after Tobin et al., "Domain randomization for transferring
+deep neural networks from simulation to the real world", IROS 2017: the real world should look like one more
+draw. Light adds up in linear units; gamma is taken as 2, so that encoding is a square root.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ F32 = NDArray[np.float32]
 class Material:
     """How a surface answers light.
 
-    diffuse, specular: strengths; shininess: Blinn-Phong exponent; mirror: strength of the reflected surroundings;
-    metal: 0 (plastic: white highlights) to 1 (highlights take the surface's colour).
+    diffuse, specular: strengths; shininess: Blinn-Phong exponent; mirror: strength of the reflected
+    surroundings; metal: 0 (plastic: white highlights) to 1 (highlights take the surface's colour).
     """
 
     diffuse: float
@@ -37,7 +39,8 @@ class Material:
 
 @dataclass(frozen=True)
 class Lighting:
-    """Directional lights (L) towards `directions` (L, 3) with linear `colors` (L, 3), and `sky` and `ground` (3,) about `up` (3,).
+    """Directional lights (L) towards `directions` (L, 3) with linear `colors` (L, 3), and `sky` and `ground`
+    (3,) about `up` (3,).
 
     glow: (G, 4) bright areas of the surroundings: unit direction and sharpness; glow_colors: (G, 3).
     Everything is given in the camera frame.
@@ -57,7 +60,8 @@ def _unit(v: Array) -> F32:
 
 
 def _tint(generator: np.random.Generator, amount: float, shape: tuple[int, ...] = ()) -> F32:
-    """Random colours about white with mean one, mostly along the warm-cold axis of real lamps and daylight."""
+    """Random colours about white with mean one, mostly along the warm-cold axis of real lamps and
+    daylight."""
     warm = generator.normal(0, amount, (*shape, 1)) * np.array([1.0, 0.1, -1.1])
     tint = np.exp(warm + generator.normal(0, 0.25 * amount, (*shape, 3)))
     return (tint / tint.mean(-1, keepdims=True)).astype(np.float32)
@@ -147,7 +151,8 @@ def shade(
 
 
 def vary_color(generator: np.random.Generator, color: F32, xyz: F32) -> F32:
-    """Colours (N, 3) as another copy of the object could have them: brightness, contrast, hue, saturation, stains.
+    """Colours (N, 3) as another copy of the object could have them: brightness, contrast, hue, saturation,
+    stains.
 
     xyz: (N, 3) object coordinates in units of the object's size, for stains that stick to the surface.
     """
@@ -175,8 +180,8 @@ def cast_shadow(
 ) -> F32:
     """(N,) in [0, 1]: how much of a directional light reaches each point, through a shadow map.
 
-    Williams, "Casting curved shadows on curved surfaces", SIGGRAPH 1978. The map is seen from far away along `direction` (3,), so that it is
-    nearly orthographic; it is softened by a bilinear look-up.
+    Williams, "Casting curved shadows on curved surfaces", SIGGRAPH 1978. The map is seen from far away along
+    `direction` (3,), so that it is nearly orthographic; it is softened by a bilinear look-up.
     """
     centre = 0.5 * (vertices_cam.min(0) + vertices_cam.max(0))
     radius = float(np.linalg.norm(vertices_cam - centre, axis=1).max())
@@ -202,7 +207,8 @@ def cast_shadow(
 
 
 def ground_shadow(generator: np.random.Generator, mask: F32) -> F32:
-    """(H, W) factor on the background: the soft dark patch that a thing leaves on what it stands on or hangs before."""
+    """(H, W) factor on the background: the soft dark patch that a thing leaves on what it stands on or hangs
+    before."""
     height, width = mask.shape
     small = cv2.resize(mask, (max(width // 4, 1), max(height // 4, 1)), interpolation=cv2.INTER_AREA)
     shift = generator.normal(0, 0.06, 2) * (small.shape[1], small.shape[0]) + (0, 0.04 * small.shape[0])

@@ -10,7 +10,8 @@ F32 = NDArray[np.float32]
 
 
 def tone(generator: np.random.Generator, image: F32) -> F32:
-    """Exposure, white balance, contrast and tone curve of an unknown camera; (H, W, 3) float32 about [0, 1]."""
+    """Exposure, white balance, contrast and tone curve of an unknown camera; (H, W, 3) float32 about [0,
+    1]."""
     gain = np.exp(generator.normal(0, 0.15)) * np.exp(generator.normal(0, 0.05, 3))
     offset = generator.normal(0, 0.03)
     out = image * gain.astype(np.float32) + np.float32(offset)

@@ -1,7 +1,8 @@
 """Where a training picture is taken from: view space, placement, and the square that the networks look at.
 
-One definition is shared by training and estimation: the *box* of an object is the bounding rectangle of its projected mesh, hidden and
-cut-off parts included; its *size* is the rectangle's diagonal over sqrt(2), the side of a square of the same diagonal.
+One definition is shared by training and estimation: the *box* of an object is the bounding rectangle of its
+projected mesh, hidden and cut-off parts included; its *size* is the rectangle's diagonal over sqrt(2), the
+side of a square of the same diagonal.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ _UP_FRAMES = {
 class ViewSpace:
     """From where an object may be seen.
 
-    elevation_deg: angle of the camera above the object's horizontal plane; azimuth_deg: heading of the camera about the object's up axis, 0 on
-    the first horizontal axis; roll_deg: turn of the picture; up: the object's axis that points up, such as "+z" or "-y"; distance: in
-    diameters of the object.
+    elevation_deg: angle of the camera above the object's horizontal plane; azimuth_deg: heading of the camera
+    about the object's up axis, 0 on the first horizontal axis; roll_deg: turn of the picture; up: the
+    object's axis that points up, such as "+z" or "-y"; distance: in diameters of the object.
     """
 
     elevation_deg: tuple[float, float] = (-90.0, 90.0)
@@ -57,7 +58,8 @@ class ViewSpace:
             raise ValueError(f"distance: expected 0 < nearest <= farthest in diameters, got {self.distance}")
 
     def sample_rotation(self, generator: np.random.Generator) -> Array:
-        """(3, 3) rotation of a camera that looks straight at the object; uniform over the part of the sphere allowed."""
+        """(3, 3) rotation of a camera that looks straight at the object; uniform over the part of the sphere
+        allowed."""
         low, high = np.sin(np.deg2rad(self.elevation_deg))
         elevation = float(np.arcsin(generator.uniform(low, high)))
         azimuth = float(np.deg2rad(generator.uniform(*self.azimuth_deg)))
@@ -70,7 +72,8 @@ class ViewSpace:
 
 
 def look_at(elevation: float, azimuth: float, roll: float, up: str = "+z") -> Array:
-    """(3, 3) cam_from_obj rotation of a camera that looks at the origin; angles in radians as in `ViewSpace`."""
+    """(3, 3) cam_from_obj rotation of a camera that looks at the origin; angles in radians as in
+    `ViewSpace`."""
     se, ce, sa, ca = np.sin(elevation), np.cos(elevation), np.sin(azimuth), np.cos(azimuth)
     forward = -np.array([ce * ca, ce * sa, se])
     right = np.array([-sa, ca, 0.0])
@@ -80,7 +83,8 @@ def look_at(elevation: float, azimuth: float, roll: float, up: str = "+z") -> Ar
 
 
 def turned_to(ray: Array) -> Array:
-    """(3, 3) smallest rotation that turns the optical axis to `ray` (3,): the object shows the same side from there."""
+    """(3, 3) smallest rotation that turns the optical axis to `ray` (3,): the object shows the same side from
+    there."""
     ray = ray / np.linalg.norm(ray)
     axis = np.array([-ray[1], ray[0], 0.0])  # z cross ray
     sine = np.hypot(axis[0], axis[1])
@@ -91,14 +95,16 @@ def turned_to(ray: Array) -> Array:
 def sample_pose(
     generator: np.random.Generator, view: ViewSpace, centre: Array, diameter: float, ray: Array
 ) -> Pose:
-    """A Pose that puts `centre` (3,), object frame, on `ray` (3,) at a random distance, showing a random side."""
+    """A Pose that puts `centre` (3,), object frame, on `ray` (3,) at a random distance, showing a random
+    side."""
     R = turned_to(ray) @ view.sample_rotation(generator)
     distance = view.sample_distance(generator) * diameter
     return Pose(R, ray / np.linalg.norm(ray) * distance - R @ centre)
 
 
 def projected_box(points_obj: Array, pose: Pose, camera: Camera) -> Array:
-    """(4,) x0, y0, x1, y1 in image pixels of the box around the projected points (N, 3); NaN if none is in front."""
+    """(4,) x0, y0, x1, y1 in image pixels of the box around the projected points (N, 3); NaN if none is in
+    front."""
     px = np.asarray(camera.project(pose.apply(points_obj)))
     px = px[np.isfinite(px).all(-1)]
     if len(px) == 0:

@@ -1,0 +1,222 @@
+"""One training picture: the object under random light, among random things, seen by a random camera."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from geopose.cad.model import CadModel
+from geopose.cad.render import Fragments, facing, rasterize, surface_color
+from geopose.cad.shading import (
+    Lighting,
+    cast_shadow,
+    encode,
+    ground_shadow,
+    random_lighting,
+    random_material,
+    shade,
+    vary_color,
+)
+from geopose.data import augment, clutter
+from geopose.data.sample import ViewSpace
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+from geopose.geometry.rotation import exp_so3
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SyntheticOptions:
+    """What pictures to make.
+
+    crop_size: pixels of a crop; crop_scale: side of a crop over the object's size; crop_jitter: standard
+    deviation of the logarithm of that; crop_shift: standard deviation of the crop's centre in object sizes;
+    window_size: pixels of a locator's window; window_range: object sizes in it; scene_wh, scene_range,
+    scene_fov_deg: whole pictures; empty: share of windows without the object; clutter, occluders:
+    probabilities of other things in space and of flat shapes before the object; truncated: share of crops
+    that reach over the picture's border; backgrounds: a folder of photographs to use instead of the built-in
+    backgrounds; max_faces: the mesh is simplified to this.
+    """
+
+    view: ViewSpace = field(default_factory=ViewSpace)
+    crop_size: int = 128
+    crop_scale: float = 1.5
+    crop_jitter: float = 0.1
+    crop_shift: float = 0.07
+    window_size: int = 160
+    window_range: tuple[float, float] = (14.0, 260.0)
+    scene_wh: tuple[int, int] = (640, 480)
+    scene_range: tuple[float, float] = (40.0, 500.0)
+    scene_fov_deg: tuple[float, float] = (35.0, 75.0)
+    empty: float = 0.25
+    clutter: float = 0.6
+    occluders: float = 0.4
+    truncated: float = 0.12
+    backgrounds: str | None = None
+    max_faces: int = 2500
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture and the truth about it.
+
+    image: (H, W, 3) uint8 RGB; visible: (H, W) float32, 1 where the object is seen; full: (H, W) bool, its
+    silhouette without occluders; xyz: (H, W, 3) float32 object coordinates in metres where full; depth: (H,
+    W) float32 metres of what is seen, 0 for background.
+    """
+
+    image: NDArray[np.uint8]
+    visible: F32
+    full: NDArray[np.bool_]
+    xyz: F32
+    depth: F32
+
+
+class PictureMaker:
+    """Pictures of one mesh under random light, among random things."""
+
+    def __init__(self, model: CadModel, options: SyntheticOptions) -> None:
+        self.model = model.simplified(options.max_faces)
+        self.options = options
+        self.vertices = self.model.vertices
+        self.centre = 0.5 * (self.model.bounds[0] + self.model.bounds[1])
+        self.half = np.maximum(0.5 * self.model.extents, 1e-3 * model.diameter)
+        self.diameter = model.diameter
+        self.background: Callable[..., NDArray[np.uint8]] = (
+            clutter.BackgroundFolder(options.backgrounds) if options.backgrounds else clutter.background
+        )
+
+    def make(self, generator: np.random.Generator, camera: Camera, pose: Pose | None, where: Pose) -> Picture:
+        """A Picture by `camera` (no distortion).
+
+        pose: the object's cam_from_obj, or None to leave it out. where: the pose around which other things
+        stand.
+        """
+        width, height = camera.size_wh
+        up = where.R @ np.array([0.0, 0, 1.0])
+        lighting = random_lighting(generator, up if generator.random() < 0.5 else None)
+        backdrop = self.background(generator, (width, height)).astype(np.float32) / 255
+        light = (backdrop * backdrop).reshape(-1, 3)
+        depth = np.full(height * width, np.inf, np.float32)
+        full = np.zeros((height, width), bool)
+        visible = np.zeros(height * width, np.float32)
+        xyz = np.zeros((height * width, 3), np.float32)
+        covered = np.zeros(height * width, np.float32)
+        if generator.random() < self.options.clutter:
+            self._add_clutter(generator, camera, where, lighting, light, depth, covered)
+        if pose is not None:
+            seen, nearer, coords = self._add_object(generator, camera, pose, lighting, light, depth, covered)
+            full.reshape(-1)[seen.pixel] = True
+            visible[seen.pixel[nearer]] = 1
+            xyz[seen.pixel] = coords
+        if generator.random() < 0.7:
+            shadow = ground_shadow(generator, covered.reshape(height, width)).reshape(-1)
+            light *= np.where(covered > 0, 1, shadow)[:, None]
+        image = encode(light).reshape(height, width, 3)
+        visible = visible.reshape(height, width)
+        if generator.random() < self.options.occluders and pose is not None:
+            self._add_shapes(generator, image, visible, full)
+        fine = min(width, height) / 128
+        image = augment.defocus(generator, image, min(fine, 1.6))
+        image = augment.tone(generator, image)
+        depth[~np.isfinite(depth)] = 0
+        shape = (height, width)
+        return Picture(
+            augment.sensor(generator, image), visible, full, xyz.reshape(*shape, 3), depth.reshape(shape)
+        )
+
+    def _add_object(
+        self,
+        generator: np.random.Generator,
+        camera: Camera,
+        pose: Pose,
+        lighting: Lighting,
+        light: F32,
+        depth: F32,
+        covered: F32,
+    ) -> tuple[Fragments, NDArray[np.bool_], F32]:
+        model = self.model
+        vertices = (self.vertices @ pose.R.T + pose.t).astype(np.float32)
+        seen = rasterize(vertices, model.faces, camera, near=1e-3 * self.diameter)
+        coords = seen.interpolate(self.vertices.astype(np.float32), model.faces)
+        nearer = seen.depth < depth[seen.pixel]
+        points = seen.interpolate(vertices, model.faces)
+        normals = facing(seen.interpolate(model.normals @ pose.R.T.astype(np.float32), model.faces), points)
+        color = surface_color(model, seen)
+        if model.colors is None and model.texture is None:
+            # An unpainted mesh may have any colour.
+            color = np.broadcast_to(clutter.palette(generator, 1)[0], color.shape).astype(np.float32)
+        color = vary_color(generator, color, ((coords - self.centre) / self.diameter).astype(np.float32))
+        shadow = None
+        if generator.random() < 0.3 and len(points):
+            shadow = cast_shadow(points, lighting.directions[0], vertices, model.faces)
+        shaded = shade(color, normals, points, lighting, random_material(generator), shadow)
+        light[seen.pixel[nearer]] = shaded[nearer]
+        depth[seen.pixel[nearer]] = seen.depth[nearer]
+        covered[seen.pixel] = 1
+        return seen, nearer, coords.astype(np.float32)
+
+    def _add_clutter(
+        self,
+        generator: np.random.Generator,
+        camera: Camera,
+        where: Pose,
+        lighting: Lighting,
+        light: F32,
+        depth: F32,
+        covered: F32,
+    ) -> None:
+        """Other meshes around the object: some behind, some beside, some before it."""
+        target = where.R @ self.centre + where.t
+        vertices, faces, colors, start = [], [], [], 0
+        for _ in range(int(generator.integers(1, 5))):
+            v, f, c = clutter.distractor(generator)
+            size = self.diameter * np.exp(generator.uniform(np.log(0.3), np.log(1.6)))
+            offset = generator.normal(0, 1, 3) * np.array([0.75, 0.75, 0.6]) * self.diameter
+            turn = np.asarray(exp_so3(generator.normal(0, 2, 3)))
+            vertices.append(v * size @ turn.T + target + offset)
+            faces.append(f + start)
+            colors.append(c)
+            start += len(v)
+        cam = np.concatenate(vertices).astype(np.float32)
+        face = np.concatenate(faces)
+        seen = rasterize(cam, face, camera, near=0.05 * self.diameter)
+        if len(seen.pixel) == 0:
+            return
+        corners = cam[face]
+        flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        points = seen.interpolate(cam, face)
+        color = seen.interpolate(np.concatenate(colors).astype(np.float32), face)
+        if generator.random() < 0.5:
+            color = vary_color(generator, color, points / np.float32(self.diameter))
+        normals = facing(flat[seen.face], points)
+        light[seen.pixel] = shade(color, normals, points, lighting, random_material(generator))
+        depth[seen.pixel] = seen.depth
+        covered[seen.pixel] = 1
+
+    def _add_shapes(
+        self, generator: np.random.Generator, image: F32, visible: F32, full: NDArray[np.bool_]
+    ) -> None:
+        """Flat textured shapes before the object, in place."""
+        ys, xs = np.nonzero(full)
+        if len(ys) == 0:
+            return
+        height, width = full.shape
+        extent = max(float(np.ptp(xs)), float(np.ptp(ys)), 8.0)
+        cover = np.zeros((height, width), np.float32)
+        for _ in range(int(generator.integers(1, 4))):
+            i = int(generator.integers(len(ys)))
+            middle = np.array([xs[i], ys[i]]) + generator.normal(0, 0.25 * extent, 2)
+            count = int(generator.integers(3, 8))
+            angles = np.sort(generator.uniform(0, 2 * np.pi, count))
+            radius = extent * generator.uniform(0.08, 0.4) * generator.uniform(0.6, 1.2, count)
+            corners = middle + np.stack([np.cos(angles), np.sin(angles)], 1) * radius[:, None]
+            cv2.fillPoly(cover, [np.rint(corners * 16).astype(np.int32)], 1.0, lineType=cv2.LINE_AA, shift=4)
+        texture = self.background(generator, (width, height)).astype(np.float32) / 255
+        image += (texture - image) * cover[..., None]
+        visible *= 1 - cover
