@@ -38,8 +38,16 @@ class Fragments:
 
     def interpolate(self, values: Array, faces: NDArray[np.integer]) -> NDArray[np.float32]:
         """(N, C) values at the pixels, from (V, C) values at the vertices."""
-        corners = values[faces[self.face]]
-        return np.einsum("ni,nic->nc", self.bary, corners, dtype=np.float32)
+        corners = faces[self.face]
+        values = np.asarray(values, np.float32)
+        out = values[corners[:, 0]] * self.bary[:, :1]
+        out += values[corners[:, 1]] * self.bary[:, 1:2]
+        out += values[corners[:, 2]] * self.bary[:, 2:]
+        return out
+
+    def points(self, camera: Camera) -> NDArray[np.float32]:
+        """(N, 3) where the pixels' rays meet the surface, camera frame."""
+        return _rays(camera)[self.pixel] * self.depth[:, None]
 
 
 @dataclass(frozen=True)
@@ -155,16 +163,7 @@ def _fragments(
     size = np.abs(edges).max(axis=(1, 2)) + 1e-300
     edges /= size[:, None, None]
     det /= size
-    width, height = camera.size_wh
-    rays = _ray_table(
-        width,
-        height,
-        float(camera.fx),
-        float(camera.fy),
-        float(camera.cx),
-        float(camera.cy),
-        tuple(camera.distortion),
-    )
+    rays = _rays(camera)
     weights = np.einsum("nij,nj->ni", edges.astype(np.float32)[back], rays[pixel])
     # A pixel's centre may lie a hair outside of the face that claimed it.
     sign = np.where(det >= 0, 1.0, -1.0).astype(np.float32)[back]
@@ -176,6 +175,11 @@ def _fragments(
     )
     depth = np.einsum("ni,ni->n", bary, corners[:, :, 2][face]).astype(np.float32)
     return Fragments(pixel, face, bary, depth)
+
+
+def _rays(camera: Camera) -> NDArray[np.float32]:
+    focal, centre = (float(camera.fx), float(camera.fy)), (float(camera.cx), float(camera.cy))
+    return _ray_table(*camera.size_wh, *focal, *centre, tuple(map(float, camera.distortion)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -234,15 +238,7 @@ def _render_one(model: CadModel, camera: Camera, R: Array, t: Array, near: float
     width, height = camera.size_wh
     fragments = rasterize(model.vertices @ R.T + t, model.faces, camera, near)
     normal = fragments.interpolate(model.normals @ R.T, model.faces)
-    rays = _ray_table(
-        width,
-        height,
-        float(camera.fx),
-        float(camera.fy),
-        float(camera.cx),
-        float(camera.cy),
-        tuple(camera.distortion),
-    )
+    rays = _rays(camera)
     normal = facing(normal, rays[fragments.pixel])
 
     def picture(values: NDArray) -> NDArray:

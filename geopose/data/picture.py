@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose.cad.model import CadModel
-from geopose.cad.render import Fragments, facing, rasterize, surface_color
+from geopose.cad.render import Fragments, facing, rasterize
 from geopose.cad.shading import (
     Lighting,
     cast_shadow,
@@ -81,12 +81,19 @@ class PictureMaker:
     """Pictures of one mesh under random light, among random things."""
 
     def __init__(self, model: CadModel, options: SyntheticOptions) -> None:
-        self.model = model.simplified(options.max_faces)
+        self.model = model.baked().simplified(options.max_faces)
         self.options = options
         self.vertices = self.model.vertices
         self.centre = 0.5 * (self.model.bounds[0] + self.model.bounds[1])
         self.half = np.maximum(0.5 * self.model.extents, 1e-3 * model.diameter)
         self.diameter = model.diameter
+        # Object coordinates, normals and colours side by side are interpolated in one go.
+        parts = [
+            self.vertices,
+            self.model.normals,
+            self.model.colors if self.model.colors is not None else [],
+        ]
+        self.attributes = np.concatenate([np.asarray(p, np.float32) for p in parts if len(p)], axis=1)
         self.background: Callable[..., NDArray[np.uint8]] = (
             clutter.BackgroundFolder(options.backgrounds) if options.backgrounds else clutter.background
         )
@@ -143,14 +150,15 @@ class PictureMaker:
         model = self.model
         vertices = (self.vertices @ pose.R.T + pose.t).astype(np.float32)
         seen = rasterize(vertices, model.faces, camera, near=1e-3 * self.diameter)
-        coords = seen.interpolate(self.vertices.astype(np.float32), model.faces)
+        values = seen.interpolate(self.attributes, model.faces)
+        coords = values[:, :3]
         nearer = seen.depth < depth[seen.pixel]
-        points = seen.interpolate(vertices, model.faces)
-        normals = facing(seen.interpolate(model.normals @ pose.R.T.astype(np.float32), model.faces), points)
-        color = surface_color(model, seen)
-        if model.colors is None and model.texture is None:
-            # An unpainted mesh may have any colour.
-            color = np.broadcast_to(clutter.palette(generator, 1)[0], color.shape).astype(np.float32)
+        points = seen.points(camera)
+        normals = facing(values[:, 3:6] @ pose.R.T.astype(np.float32), points)
+        if model.colors is not None:
+            color = values[:, 6:]
+        else:  # an unpainted mesh may have any colour
+            color = np.broadcast_to(clutter.palette(generator, 1)[0], coords.shape).astype(np.float32)
         color = vary_color(generator, color, ((coords - self.centre) / self.diameter).astype(np.float32))
         shadow = None
         if generator.random() < 0.3 and len(points):
@@ -159,7 +167,7 @@ class PictureMaker:
         light[seen.pixel[nearer]] = shaded[nearer]
         depth[seen.pixel[nearer]] = seen.depth[nearer]
         covered[seen.pixel] = 1
-        return seen, nearer, coords.astype(np.float32)
+        return seen, nearer, coords
 
     def _add_clutter(
         self,
@@ -190,7 +198,7 @@ class PictureMaker:
             return
         corners = cam[face]
         flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        points = seen.interpolate(cam, face)
+        points = seen.points(camera)
         color = seen.interpolate(np.concatenate(colors).astype(np.float32), face)
         if generator.random() < 0.5:
             color = vary_color(generator, color, points / np.float32(self.diameter))
