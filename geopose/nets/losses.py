@@ -1,0 +1,234 @@
+"""Losses: heatmaps against keypoints under symmetry, dense heads, and the locator's maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from geopose.geometry.heatmap import gaussian_heatmaps, soft_argmax
+from geopose.nets.locator import SIZE_UNIT_PX
+from geopose.nets.locator import STRIDE as LOCATOR_STRIDE
+
+STRIDE = 4
+"""Crop pixels per heatmap cell."""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Weights of the parts of `keypoint_loss`.
+
+    Attributes:
+        loss: "ce", cross-entropy of a spatial softmax (calibrated probabilities), or "mse", squared error to Gaussians
+            of peak one (the literature's recipe; such maps are no logits).
+        sigma: standard deviation of the Gaussian target, in heatmap cells of 4 crop pixels.
+        nll: weight of the negative log-likelihood of the soft-argmax under its covariance ("ce" only).
+        outside: weight of the uniform target that keypoints outside of the crop get ("ce" only).
+        mask: weight of the visible mask, where the network predicts one.
+        xyz: weight of the object coordinates, where the network predicts them.
+    """
+
+    loss: str = "ce"
+    sigma: float = 1.0
+    nll: float = 0.02
+    outside: float = 0.1
+    mask: float = 0.5
+    xyz: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("ce", "mse"):
+            raise ValueError(f"loss: got {self.loss!r}, expected 'ce' or 'mse'")
+        if not self.sigma > 0:
+            raise ValueError(f"sigma: got {self.sigma!r}, expected a positive number of cells")
+
+
+def cells_from_px(points_px: Tensor, stride: int = STRIDE) -> Tensor:
+    """Heatmap coordinates of crop pixels: `(x + 0.5) / stride - 0.5`."""
+    return (points_px + 0.5) / stride - 0.5
+
+
+def keypoint_loss(
+    out: Mapping[str, Any], targets: Mapping[str, Tensor], options: LossOptions | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total loss (a scalar with gradient) and its parts (detached, unweighted).
+
+    Args:
+        out: what `UNet` or `Hourglass` returns; with `stacks`, each stack is trained.
+        targets: collated crop samples: `keypoints_px` (B, Sym, K, 2) crop pixels, `inside` (B, Sym, K), and for
+            dense heads `mask` (B, S/4, S/4) and `xyz` (B, 3, S/4, S/4); `present` (B,) if some crops are empty.
+        options: weights; `LossOptions()` by default.
+    Raises:
+        ValueError: on shapes that do not match.
+    Notes:
+        One symmetric row is chosen per sample: that with the smallest mean loss over its keypoints inside of the crop
+        (the last stack decides). The object coordinates know only row 0: they are trained where it was chosen.
+        With the network at the optimum of "ce", each softmax is the posterior of the keypoint convolved with the
+        Gaussian of `sigma`; `posterior_covariance` takes that Gaussian out again.
+    """
+    options = options or LossOptions()
+    stacks: list[Tensor] = out.get("stacks") or [out["heatmaps"]]
+    points = cells_from_px(targets["keypoints_px"].float())
+    heatmaps = stacks[-1]
+    if points.ndim != 4 or heatmaps.ndim != 4 or points.shape[::2] != heatmaps.shape[:2]:
+        raise ValueError(
+            f"keypoints_px: got {tuple(targets['keypoints_px'].shape)} beside heatmaps {tuple(heatmaps.shape)}, "
+            "expected (B, Sym, K, 2) beside (B, K, H, W)"
+        )
+    present = targets.get("present", torch.ones(len(points), dtype=torch.bool, device=points.device))
+    inside = targets["inside"].to(torch.bool) & present[:, None, None]
+    errors = _squared_error if options.loss == "mse" else _cross_entropy
+
+    log_p = [F.log_softmax(h.float().flatten(2), -1).view_as(h) if options.loss == "ce" else h.float() for h in stacks]
+    per_point = [errors(h, points, options.sigma) for h in log_p]  # each (B, Sym, K)
+    row = _best_row(per_point[-1].detach(), inside)  # (B,)
+    batch = torch.arange(len(row), device=row.device)
+    seen = inside[batch, row].float()  # (B, K)
+    heat = torch.stack([_mean(e[batch, row], seen) for e in per_point]).sum()
+    total, parts = heat, {"heatmaps": heat.detach()}
+
+    if options.loss == "ce":
+        unseen = (present[:, None] & (seen == 0)).float()
+        flat = torch.stack([_mean(_uniform_cross_entropy(h), unseen) for h in log_p]).sum()
+        nll = _mean(_negative_log_likelihood(heatmaps, points[batch, row], options.sigma), seen)
+        total = total + options.outside * flat + options.nll * nll
+        parts |= {"outside": flat.detach(), "nll": nll.detach()}
+    if "mask" in out:
+        mask = F.binary_cross_entropy_with_logits(out["mask"][:, 0].float(), targets["mask"].float())
+        total, parts["mask"] = total + options.mask * mask, mask.detach()
+    if "xyz" in out:
+        where = (targets["mask"] > 0.5) & ((row == 0) & present)[:, None, None]
+        error = F.smooth_l1_loss(out["xyz"].float(), targets["xyz"].float(), reduction="none", beta=0.1).sum(1)
+        xyz = _mean(error, where.float())
+        total, parts["xyz"] = total + options.xyz * xyz, xyz.detach()
+    parts["total"] = total.detach()
+    return total, parts
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean, zero where no weight is; values without weight may be anything finite."""
+    return (values * weights).sum() / weights.sum().clamp_min(1.0)
+
+
+def _best_row(errors: Tensor, inside: Tensor) -> Tensor:
+    """(B,) the symmetric row with the smallest mean of `errors` (B, Sym, K) over `inside`; rows without any come last."""
+    count = inside.sum(-1)
+    mean = (errors * inside).sum(-1) / count.clamp_min(1)
+    return torch.where(count > 0, mean, torch.inf).argmin(1)
+
+
+def _axis_targets(points: Tensor, height: int, width: int, sigma: float) -> tuple[Tensor, Tensor]:
+    """The Gaussian target as a product: log-probabilities over rows (B, Sym, K, H) and columns (B, Sym, K, W)."""
+    axes = []
+    for coordinate, size in ((points[..., 1], height), (points[..., 0], width)):
+        cells = torch.arange(size, device=points.device, dtype=points.dtype)
+        distance = (cells - coordinate.clamp(-4.0 * sigma, size - 1 + 4.0 * sigma)[..., None]) / sigma
+        axes.append(F.log_softmax(-0.5 * distance.square(), -1))
+    return axes[0], axes[1]
+
+
+def _cross_entropy(log_p: Tensor, points: Tensor, sigma: float) -> Tensor:
+    """(B, Sym, K) divergence from the Gaussian target to softmax maps (B, K, H, W): zero where they agree."""
+    log_y, log_x = _axis_targets(points, *log_p.shape[-2:], sigma)
+    y, x = log_y.exp(), log_x.exp()
+    rows = torch.einsum("bkhw,bskw->bskh", log_p, x)
+    negative_entropy = (y * log_y).sum(-1) + (x * log_x).sum(-1)
+    return negative_entropy - (rows * y).sum(-1)
+
+
+def _squared_error(heatmaps: Tensor, points: Tensor, sigma: float) -> Tensor:
+    """(B, Sym, K) sum over cells of the squared difference to Gaussians of peak one."""
+    drawn = gaussian_heatmaps(points, heatmaps.shape[-2:], sigma)
+    return (heatmaps[:, None] - drawn).square().sum((-2, -1))
+
+
+def _uniform_cross_entropy(log_p: Tensor) -> Tensor:
+    """(B, K) divergence from the uniform distribution to softmax maps (B, K, H, W)."""
+    cells = log_p.shape[-2] * log_p.shape[-1]
+    return -log_p.mean((-2, -1)) - torch.log(torch.tensor(float(cells)))
+
+
+def posterior_covariance(covariance: Tensor, sigma: float, floor: float = 0.1) -> Tensor:
+    """Covariance (..., 2, 2) in cells^2 of a keypoint, from that of a softmax trained on Gaussian targets of `sigma`.
+
+    The target's own variance is taken out of each eigenvalue, which stays above `floor`^2.
+    """
+    mean = 0.5 * (covariance[..., 0, 0] + covariance[..., 1, 1])
+    half = 0.5 * (covariance[..., 0, 0] - covariance[..., 1, 1])
+    radius = (half.square() + covariance[..., 0, 1].square() + 1e-12).sqrt()
+    shift = floor**2 - sigma**2
+    large = floor**2 + F.softplus(mean + radius + shift - floor**2, beta=20.0)
+    small = floor**2 + F.softplus(mean - radius + shift - floor**2, beta=20.0)
+    eye = torch.eye(2, dtype=covariance.dtype, device=covariance.device)
+    slope = (large - small) / (2.0 * radius)
+    centre, outer = 0.5 * (large + small), covariance - mean[..., None, None] * eye
+    return centre[..., None, None] * eye + slope[..., None, None] * outer
+
+
+def _negative_log_likelihood(logits: Tensor, points: Tensor, sigma: float) -> Tensor:
+    """(B, K) robust negative log-likelihood of `points` (B, K, 2) cells under the soft-argmax of `logits`.
+
+    A bivariate Student t with 4 degrees of freedom: one wild keypoint does not drown the others.
+    """
+    mean, covariance, _ = soft_argmax(logits.float())
+    covariance = posterior_covariance(covariance, sigma)
+    a, b, d = covariance[..., 0, 0], covariance[..., 0, 1], covariance[..., 1, 1]
+    det = (a * d - b * b).clamp_min(1e-8)
+    x, y = (points - mean).unbind(-1)
+    mahalanobis = (d * x * x - 2.0 * b * x * y + a * y * y) / det
+    return 3.0 * torch.log1p(mahalanobis / 4.0) + 0.5 * det.log()
+
+
+def locator_loss(out: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total loss (a scalar with gradient) of `Locator` maps, and its parts (detached, unweighted).
+
+    Args:
+        out: (B, 5, H, W).
+        targets: collated window samples: `centre_px` (B, 2), `size_px` (B,), `visib_fract` (B,), `present` (B,) bool;
+            values of absent objects are not read. A centre outside of the picture counts in the nearest cell.
+    Raises:
+        ValueError: on another shape.
+    Notes:
+        Zhou, Wang, Kraehenbuehl, "Objects as Points", 2019, eq. 1-4.
+    """
+    if out.ndim != 4 or out.shape[1] != 5 or targets["centre_px"].shape != (len(out), 2):
+        raise ValueError(
+            f"out: got {tuple(out.shape)} beside centre_px {tuple(targets['centre_px'].shape)}, "
+            "expected (B, 5, H, W) beside (B, 2)"
+        )
+    out = out.float()
+    height, width = out.shape[-2:]
+    present = targets["present"].to(torch.bool)
+    centre = torch.where(present[:, None], targets["centre_px"].float(), 0.0)
+    size = torch.where(present, targets["size_px"].float(), SIZE_UNIT_PX).clamp_min(1.0)
+    limit = torch.tensor([width - 1, height - 1], device=out.device)
+    cell = torch.minimum(cells_from_px(centre, LOCATOR_STRIDE).round().clamp_min(0), limit)
+
+    sigma = (0.08 * size / LOCATOR_STRIDE).clamp(0.7, 3.0)[:, None, None]
+    rows = torch.arange(height, device=out.device)[None, :, None] - cell[:, 1, None, None]
+    columns = torch.arange(width, device=out.device)[None, None, :] - cell[:, 0, None, None]
+    drawn = torch.exp(-0.5 * (rows**2 + columns**2) / sigma**2) * present[:, None, None]
+    focal = _focal(out[:, 0], drawn) / present.sum().clamp_min(1)
+
+    index = (cell[:, 1] * width + cell[:, 0]).long()
+    at = out.flatten(2)[torch.arange(len(out), device=out.device), :, index]  # (B, 5)
+    weight = present.float()
+    log_size = _mean((at[:, 1] - torch.log2(size / SIZE_UNIT_PX)).abs(), weight)
+    wanted = centre - ((cell + 0.5) * LOCATOR_STRIDE - 0.5)
+    offset = _mean((at[:, 2:4] - wanted).abs().sum(-1) / LOCATOR_STRIDE, weight)
+    fraction = torch.where(present, targets["visib_fract"].float(), 0.0).clamp(0.0, 1.0)
+    visible = _mean(F.binary_cross_entropy_with_logits(at[:, 4], fraction, reduction="none"), weight)
+    total = focal + log_size + 0.5 * offset + 0.1 * visible
+    parts = {"centre": focal, "size": log_size, "offset": offset, "visible": visible, "total": total}
+    return total, {name: part.detach() for name, part in parts.items()}
+
+
+def _focal(logits: Tensor, drawn: Tensor) -> Tensor:
+    """Penalty-reduced focal loss, summed; `drawn` is one exactly at a centre."""
+    p = logits.sigmoid()
+    hit = F.logsigmoid(logits) * (1.0 - p) ** 2
+    miss = F.logsigmoid(-logits) * p**2 * (1.0 - drawn) ** 4
+    return -torch.where(drawn >= 1.0, hit, miss).sum()
