@@ -11,6 +11,7 @@ draw. Light adds up in linear units; gamma is taken as 2, so that encoding is a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from geopose.cad.render import Array, Fragments, rasterize
 from geopose.geometry.camera import Camera
 
-F32 = NDArray[np.float32]
+F32 = NDArray[Any]  # float32
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import exp_so3
 
-F32 = NDArray[np.float32]
+F32 = NDArray[Any]  # float32
 PADDING = 0.5  # value outside of the picture, in training and in estimation
 KINDS = ("crop", "window", "scene")
 
@@ -24,8 +26,8 @@ KINDS = ("crop", "window", "scene")
 class SyntheticDataset(Dataset):
     """Endless training samples of one mesh; `dataset[i]` depends on the seed, the options and i alone.
 
-    kind "crop": for the keypoint network (items: see `_crop`); "window": for the locator (`_window`); "scene": whole
-    pictures for evaluation (`_scene`). Items are dicts of arrays, ready to be collated.
+    kind "crop": for the keypoint network (items: see `_crop`); "window": for the locator (`_window`);
+    "scene": whole pictures for evaluation (`_scene`). Items are dicts of arrays, ready to be collated.
     """
 
     def __init__(

@@ -1,0 +1,121 @@
+"""Pictures at the door: any kind a user has, as (H, W, 3) uint8 RGB, and the camera that the file tells
+of."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from geopose.geometry.camera import Camera
+
+Picture = NDArray[np.uint8]
+
+_GUESSED_FOV_DEG = 60.0  # horizontal; phones and webcams have 55 to 75 degrees
+_GUESSED_STD = 0.2
+_EXIF_STD = 0.03
+_FULL_FRAME_DIAGONAL_MM = 43.27  # of 36 mm x 24 mm, to which EXIF's 35 mm equivalent refers (CIPA DCG-001)
+
+
+def load_image(img: Any) -> tuple[Picture, Camera | None]:
+    """The picture (H, W, 3) uint8 RGB, and a Camera if the file carries its focal length (EXIF), else None.
+
+    Args:
+        img: a path, a PIL image, a uint8 array (H, W, 3) RGB (or (H, W), (H, W, 4)), or a float tensor
+            (3, H, W) RGB in [0, 1]. EXIF orientation is applied; transparency is dropped; 16 bits become 8.
+    Raises:
+        FileNotFoundError, ValueError: naming `img`, what came and what was expected.
+    """
+    if isinstance(img, (str, os.PathLike)):
+        return _open(Path(img))
+    if isinstance(img, Image.Image):
+        return _from_pil(img)
+    if isinstance(img, np.ndarray):
+        return _from_array(img), None
+    if hasattr(img, "detach"):
+        return _from_tensor(img.detach().cpu().numpy()), None
+    raise ValueError(
+        f"img: expected a path, PIL image, uint8 RGB array or float tensor, got {type(img).__name__}"
+    )
+
+
+def _open(path: Path) -> tuple[Picture, Camera | None]:
+    if not path.is_file():
+        raise FileNotFoundError(f"img: no such file {str(path)!r}")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _from_pil(image)
+    except UnidentifiedImageError:
+        raise ValueError(f"img: {str(path)!r} is not a picture of a known format") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"img: {str(path)!r} cannot be read: {error}") from None
+
+
+def _from_pil(image: Image.Image) -> tuple[Picture, Camera | None]:
+    exif = image.getexif()
+    tags = {**exif, **exif.get_ifd(0x8769)}
+    upright = ImageOps.exif_transpose(image) or image
+    if upright.mode.startswith("I") or upright.mode == "F":
+        values = np.asarray(upright, np.float64)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        grey = np.clip(values * (255 / top), 0, 255).astype(np.uint8)
+        picture = np.repeat(grey[..., None], 3, axis=2)
+    else:
+        picture = np.asarray(upright.convert("RGB"))
+    return _checked(picture), _exif_camera(tags, (upright.width, upright.height))
+
+
+def _exif_camera(tags: dict[int, Any], size_wh: tuple[int, int]) -> Camera | None:
+    """The camera of EXIF's 35 mm equivalent focal length (tag 0xA405), a few percent uncertain."""
+    try:
+        equivalent = float(tags.get(0xA405) or 0)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    if not 3 < equivalent < 3000:
+        return None
+    width, height = size_wh
+    focal = equivalent * float(np.hypot(width, height)) / _FULL_FRAME_DIAGONAL_MM
+    return Camera(focal, focal, 0.5 * (width - 1), 0.5 * (height - 1), size_wh, focal_rel_std=_EXIF_STD)
+
+
+def guessed_camera(size_wh: tuple[int, int]) -> Camera:
+    """The camera assumed where nothing is known: 60 degrees across the longer side, give or take 20 %."""
+    axis = "x" if size_wh[0] >= size_wh[1] else "y"
+    camera = Camera.from_fov(float(np.deg2rad(_GUESSED_FOV_DEG)), size_wh, axis=axis)
+    return Camera(camera.fx, camera.fy, camera.cx, camera.cy, size_wh, focal_rel_std=_GUESSED_STD)
+
+
+def _from_array(array: NDArray[Any]) -> Picture:
+    if array.dtype != np.uint8:
+        raise ValueError(f"img: expected uint8 for a numpy array, got {array.dtype} (scale to 0..255 first)")
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise ValueError(f"img: expected shape (H, W, 3) RGB for a numpy array, got {array.shape}")
+    array = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
+    return _checked(array)
+
+
+def _from_tensor(array: NDArray[Any]) -> Picture:
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 3 or array.shape[0] != 3:
+        raise ValueError(f"img: expected a tensor (3, H, W) RGB, got shape {array.shape}")
+    if array.dtype == np.uint8:
+        return _checked(array.transpose(1, 2, 0))
+    if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 1:
+        raise ValueError(
+            f"img: expected finite values in [0, 1] for a float tensor, got {array.min():.3g} to {array.max():.3g}"
+        )
+    return _checked((array.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8))
+
+
+def _checked(picture: NDArray[np.uint8]) -> Picture:
+    if picture.shape[0] == 0 or picture.shape[1] == 0:
+        raise ValueError(f"img: expected at least one pixel, got shape {picture.shape}")
+    return np.ascontiguousarray(picture)

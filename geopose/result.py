@@ -1,0 +1,76 @@
+"""What an estimator answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geopose import checkpoint
+from geopose.cad.model import CadModel
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+from geopose.image import load_image
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PoseEstimate:
+    """A pose in a photograph, how sure it is, and everything needed to see why.
+
+    pose: cam_from_obj, metres, or None; covariance: (6, 6) of (rho, phi), metres and radians, or None;
+    status: "ok" or why not (see `solve_pnp`; "not_found" when the object was not located); reasons: in words;
+    confidence: in [0, 1], the probability that the pose is right; keypoints: dict of points_px (K, 2), cov_px
+    (K, 2, 2), inliers (K,), points_obj (K, 3), or empty; box: (4,) x0, y0, x1, y1 image pixels of the whole
+    object; alternatives: (Pose, weight) pairs; timings: seconds per stage; camera: the camera used.
+    """
+
+    pose: Pose | None
+    covariance: Array | None
+    status: str
+    reasons: tuple[str, ...]
+    confidence: float
+    keypoints: dict[str, NDArray[Any]]
+    box: Array | None
+    alternatives: tuple[tuple[Pose, float], ...]
+    timings: dict[str, float]
+    camera: Camera
+    model: CadModel
+
+    def overlay(self, img: Any) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB: the photograph with the object's outline, keypoints and axes drawn on it."""
+        from geopose.visualize import draw_estimate
+
+        return draw_estimate(load_image(img)[0], self)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """JSON text; transforms are named dst_from_src, matrices are row-major, units are in the names."""
+        pose = None
+        if self.pose is not None:
+            pose = {
+                "matrix_m": np.asarray(self.pose.matrix),
+                "quat_wxyz": np.asarray(self.pose.quat_wxyz),
+                "t_m": np.asarray(self.pose.t),
+            }
+        camera = self.camera
+        value = {
+            "status": self.status,
+            "reasons": self.reasons,
+            "confidence": self.confidence,
+            "cam_from_obj": pose,
+            "covariance_rho_m_phi_rad": self.covariance,
+            "box_px": self.box,
+            "keypoints": self.keypoints,
+            "alternatives": [{"matrix_m": np.asarray(p.matrix), "weight": w} for p, w in self.alternatives],
+            "camera": {
+                "fx": camera.fx, "fy": camera.fy, "cx": camera.cx, "cy": camera.cy, "size_wh": camera.size_wh,
+                "distortion": camera.distortion, "focal_rel_std": camera.focal_rel_std,
+            },
+            "object": {"name": self.model.name, "content_hash": self.model.content_hash},
+            "timings_s": self.timings,
+        }  # fmt: skip
+        return json.dumps(checkpoint.jsonable(value), indent=indent)

@@ -1,0 +1,141 @@
+"""The two looks of the networks: over the whole picture for where, into a square of it for the keypoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from geopose.data.sample import square
+from geopose.data.synthetic import PADDING
+from geopose.geometry.camera import crop_affine
+from geopose.geometry.heatmap import soft_argmax
+from geopose.nets.locator import decode
+
+Array = NDArray[np.float64]
+Picture = NDArray[np.uint8]
+
+LOCATOR_SIDE = 320  # the longer side of the picture that the locator sees first
+FOUND = 0.25  # least score of a candidate
+
+
+@dataclass(frozen=True)
+class Candidate:
+    centre: Array  # image pixels
+    size: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the keypoint network says about one crop, in image pixels."""
+
+    points_px: Array
+    cov_px: Array
+    mask: NDArray[np.float32]
+    box: Array  # of the crop
+
+
+def locate(net: nn.Module, picture: Picture, top: int) -> list[Candidate]:
+    """Candidates, best first: coarsely, and again in a finer picture where that finds nothing clear."""
+    height, width = picture.shape[:2]
+    found: list[Candidate] = []
+    for side in (LOCATOR_SIDE, 2 * LOCATOR_SIDE):
+        scale = side / max(height, width)
+        if side > LOCATOR_SIDE and scale > 1.5:
+            break
+        found += _peaks(net, picture, scale, top)
+        if found and max(c.score for c in found) > 0.5:
+            break
+    kept: list[Candidate] = []
+    for c in sorted(found, key=lambda c: -c.score):
+        if all(np.linalg.norm(c.centre - k.centre) > 0.4 * max(c.size, k.size) for k in kept):
+            kept.append(c)
+    return kept[:top]
+
+
+def _peaks(net: nn.Module, picture: Picture, scale: float, top: int) -> list[Candidate]:
+    height, width = picture.shape[:2]
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    right, below = -size[0] % 32, -size[1] % 32
+    grey = (round(255 * PADDING),) * 3
+    small = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_CONSTANT, value=grey)
+    with torch.inference_mode():
+        centres, sizes, scores = decode(net(_tensor(small[None], net)), top=top)
+    ratio = np.array([width / size[0], height / size[1]])
+    rows = zip(centres[0].cpu().numpy(), sizes[0].tolist(), scores[0].tolist(), strict=True)
+    return [Candidate((c + 0.5) * ratio - 0.5, s * float(ratio.mean()), p) for c, s, p in rows if p >= FOUND]
+
+
+def _tensor(pictures: Picture, net: nn.Module) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1], where the network is."""
+    x = torch.from_numpy(np.ascontiguousarray(pictures)).to(next(net.parameters()).device)
+    return x.permute(0, 3, 1, 2).float().div_(255)
+
+
+def read_crops(
+    net: nn.Module,
+    picture: Picture,
+    candidates: list[Candidate],
+    crop_size: int,
+    crop_scale: float,
+    calibration: Mapping[str, Any],
+) -> list[Reading]:
+    """Keypoints of all candidates in one pass of the network.
+
+    crop_size: pixels of the crop; crop_scale: its side over the object's size; calibration: see `calibrated`.
+    """
+    boxes = [square(c.centre, crop_scale * c.size) for c in candidates]
+    crops = np.stack([cut_square(picture, box, crop_size) for box in boxes])
+    with torch.inference_mode():
+        out = net(_tensor(crops, net))
+        mean, cov, _ = soft_argmax(out["heatmaps"].double(), window=calibration.get("window"))
+        shape = out["heatmaps"].shape[-2:]
+        masks = out["mask"].sigmoid()[:, 0] if "mask" in out else torch.ones(len(crops), *shape)
+    cells = crop_size / shape[-1]
+    points, covs = mean.cpu().numpy(), cov.cpu().numpy() * cells**2
+    covs = calibrated(covs, calibration)
+    readings = []
+    for i, box in enumerate(boxes):
+        scale = (box[2] - box[0]) / crop_size
+        in_crop = (points[i] + 0.5) * cells - 0.5
+        px = (in_crop + 0.5) * scale + box[:2]
+        readings.append(Reading(px, covs[i] * scale**2, masks[i].float().cpu().numpy(), box))
+    return readings
+
+
+def cut_square(picture: NDArray[np.uint8], box: Array, size: int) -> NDArray[np.uint8]:
+    """(size, size, 3) crop of the square `box`, padded where it leaves the picture, smoothed where it
+    shrinks."""
+    scale = size / float(box[2] - box[0])
+    if scale < 0.6:  # a warp alone would skip pixels
+        height, width = picture.shape[:2]
+        reduced = max(round(width * scale * 1.2), 1), max(round(height * scale * 1.2), 1)
+        ratio = np.array([reduced[0] / width, reduced[1] / height] * 2)
+        picture = cv2.resize(picture, reduced, interpolation=cv2.INTER_AREA)
+        box = (box + 0.5) * ratio - 0.5
+    matrix = np.asarray(crop_affine(box, (size, size)))[:2].astype(np.float64)
+    grey = (round(255 * PADDING),) * 3
+    out = cv2.warpAffine(
+        picture,
+        matrix,
+        (size, size),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=grey,
+    )
+    return np.asarray(out, np.uint8)
+
+
+def calibrated(cov: Array, calibration: Mapping[str, Any]) -> Array:
+    """Covariances (..., K, 2, 2) in crop pixels, as honest as renders could make them: a_k cov + b_k^2 I."""
+    a = np.asarray(calibration.get("scale", 1.0), float)
+    b = np.asarray(calibration.get("floor_px", 0.3), float)
+    return cov * a[..., None, None] + (b**2)[..., None, None] * np.eye(2)
