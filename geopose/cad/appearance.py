@@ -1,4 +1,4 @@
-"""What a mesh looks like: scenes merged, materials, textures and face colours made vertex colours or one texture."""
+"""What a mesh looks like: scenes merged, materials and textures made vertex colours or one texture."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ MAX_TEXTURE = 8192  # pixels along a side of an atlas
 
 @dataclass
 class _Part:
-    """One mesh of a scene in place: at most one of `colors`, `flat` and `image` is set (`image` comes with `uv`)."""
+    """One mesh of a scene in place; at most one of `colors`, `flat` and `skin` is set."""
 
     vertices: NDArray
     faces: NDArray
     colors: NDArray | None = None  # (V, 3) in [0, 1]
     flat: NDArray | None = None  # (3,) in [0, 1]
-    image: NDArray | None = None  # (H, W, 3) uint8
-    uv: NDArray | None = None
+    skin: tuple[NDArray, NDArray] | None = None  # image (H, W, 3) uint8, uv (V, 2)
 
 
 Merged = tuple[NDArray, NDArray, "NDArray | None", "NDArray | None", "NDArray | None"]
 
 
 def merge(geometry: trimesh.Trimesh | trimesh.Scene, label: str, notes: list[str]) -> Merged:
-    """One mesh from all of `geometry` in place: (vertices, faces, colors or None, uv or None, texture or None).
+    """One mesh from all of `geometry`: (vertices, faces, colors or None, uv or None, texture or None).
 
-    Equal vertices are welded. One image for all parts stays as it is; several, or images beside plain colours, become
-    one atlas when no texture repeats; otherwise everything is baked into vertex colours, with a note.
+    Equal vertices are welded. One image for all parts stays as it is; several, or images beside plain
+    colours, become one atlas when no texture repeats; otherwise everything is baked into vertex colours, with
+    a note.
     """
     parts = [_part(m, t, label) for m, t in _meshes(geometry, notes) if len(m.faces)]
     if not parts:
         raise ValueError(f"{label}: holds no faces" + (f" ({'; '.join(notes)})" if notes else ""))
-    textured = [p for p in parts if p.image is not None]
-    coloured = [p for p in parts if p.colors is not None or p.flat is not None]
+    textured = any(p.skin for p in parts)
+    coloured = any(p.colors is not None or p.flat is not None for p in parts)
     uv = texture = colors = None
     if textured and (problem := _no_atlas(parts)):
         notes.append(f"textures were baked into vertex colours, because {problem}")
-        for part in textured:
-            part.colors, part.image = sample_texture(part.image, part.uv), None
-        textured, coloured = [], parts
+        for part in parts:
+            if part.skin:
+                part.colors, part.skin = sample_texture(*part.skin), None
+        textured, coloured = False, True
     if textured:
         texture, uv = _atlas(parts)
     elif coloured:
@@ -63,7 +64,9 @@ def merge(geometry: trimesh.Trimesh | trimesh.Scene, label: str, notes: list[str
     return vertices[first], same[faces], colors, uv, texture
 
 
-def _meshes(geometry: trimesh.Trimesh | trimesh.Scene, notes: list[str]) -> list[tuple[trimesh.Trimesh, NDArray]]:
+def _meshes(
+    geometry: trimesh.Trimesh | trimesh.Scene, notes: list[str]
+) -> list[tuple[trimesh.Trimesh, NDArray]]:
     """Every triangle mesh of a scene with its 4x4 transform; what is no mesh is counted in `notes`."""
     if isinstance(geometry, trimesh.Trimesh):
         return [(geometry, np.eye(4))]
@@ -85,7 +88,9 @@ def _part(item: trimesh.Trimesh, transform: NDArray, label: str) -> _Part:
     vertices, faces = np.asarray(item.vertices, np.float64), np.asarray(item.faces, np.int64)
     if faces.min() < 0 or faces.max() >= len(vertices):
         wrong = int(((faces < 0) | (faces >= len(vertices))).any(axis=1).sum())
-        raise ValueError(f"{label}: {wrong} faces name vertices that do not exist (there are {len(vertices)})")
+        raise ValueError(
+            f"{label}: {wrong} faces name vertices that do not exist (there are {len(vertices)})"
+        )
     if not np.array_equal(transform, np.eye(4)):
         vertices = vertices @ transform[:3, :3].T + transform[:3, 3]
         if np.linalg.det(transform[:3, :3]) < 0.0:
@@ -110,20 +115,22 @@ def _material_look(part: _Part, visual: trimesh.visual.TextureVisuals) -> None:
     factor = getattr(material, "baseColorFactor", None)
     tint = np.ones(3)
     if factor is not None:  # glTF: linear; everything here is sRGB
-        tint = _srgb_from_linear(np.asarray(factor, np.float64)[:3] / (255.0 if np.asarray(factor).dtype == np.uint8 else 1.0))
+        tint = _srgb_from_linear(
+            np.asarray(factor, np.float64)[:3] / (255.0 if np.asarray(factor).dtype == np.uint8 else 1.0)
+        )
     if image is None:
         image = getattr(material, "image", None)
     if image is not None and _is_placeholder(material, image):
         return
     if image is not None and uv is not None and len(uv) == len(part.vertices):
         pixels = np.asarray(image.convert("RGB"), np.float64)
-        part.image, part.uv = np.round(pixels * tint).astype(np.uint8), np.asarray(uv, np.float64)
+        part.skin = np.round(pixels * tint).astype(np.uint8), np.asarray(uv, np.float64)
     elif factor is not None:
         part.flat = tint
     elif getattr(material, "diffuse", None) is not None:
         part.flat = np.asarray(material.diffuse, np.float64)[:3] / 255.0
     extra = visual.vertex_attributes.get("color")
-    if extra is not None and part.image is None and len(extra) == len(part.vertices):
+    if extra is not None and part.skin is None and len(extra) == len(part.vertices):
         scale = np.iinfo(extra.dtype).max if np.issubdtype(extra.dtype, np.integer) else 1.0
         base = np.ones(3) if part.flat is None else part.flat
         part.colors, part.flat = np.asarray(extra, np.float64)[:, :3] / scale * base, None
@@ -149,58 +156,55 @@ def _part_colors(part: _Part) -> NDArray:
 
 def _no_atlas(parts: list[_Part]) -> str:
     """Why the looks of `parts` cannot be put into one texture, or ''."""
-    images = _distinct_images(parts)
-    if len(images) == 1 and all(p.image is not None for p in parts):
+    skins = [p.skin for p in parts if p.skin]
+    images = _distinct([image for image, _ in skins])
+    if len(images) == 1 and len(skins) == len(parts):
         return ""
     if any(p.colors is not None for p in parts):
         return "other parts have colours by vertex"
-    if any(p.uv is not None and (p.uv.min() < -1e-3 or p.uv.max() > 1.001) for p in parts):
-        return "several are used and one repeats"
-    if max(i.shape[0] for i in images) > MAX_TEXTURE or sum(i.shape[1] for i in images) + 4 * len(parts) > MAX_TEXTURE:
+    if any(uv.min() < -1e-3 or uv.max() > 1.001 for _, uv in skins):
+        return "there are several looks and one texture repeats"
+    width = sum(image.shape[1] for image in images) + 4 * (len(parts) - len(skins))
+    if max(width, *(image.shape[0] for image in images)) > MAX_TEXTURE:
         return f"side by side they exceed {MAX_TEXTURE} pixels"
     return ""
 
 
-def _distinct_images(parts: list[_Part]) -> list[NDArray]:
-    """The images of `parts`, each once."""
-    images: list[NDArray] = []
-    for part in parts:
-        if part.image is not None and not any(np.array_equal(part.image, i) for i in images):
-            images.append(part.image)
-    return images
+def _distinct(images: list[NDArray]) -> list[NDArray]:
+    """The different ones among `images`, in order."""
+    kept: list[NDArray] = []
+    for image in images:
+        if not any(np.array_equal(image, other) for other in kept):
+            kept.append(image)
+    return kept
 
 
 def _atlas(parts: list[_Part]) -> tuple[NDArray, NDArray]:
-    """All images side by side and the coordinates (V, 2) into them; plain colours become patches of 4x4 pixels."""
-    images = _distinct_images(parts)
-    if len(images) == 1 and all(p.image is not None for p in parts):
-        return images[0], np.concatenate([p.uv for p in parts if p.uv is not None])
-    cells = [_cell(p) for p in parts]
-    images = _distinct_images(cells)
+    """All images side by side and coordinates (V, 2) into them; plain colours become patches of 4x4."""
+    skins = [p.skin or _plain(p) for p in parts]
+    images = _distinct([image for image, _ in skins])
+    if len(images) == 1:
+        return images[0], np.concatenate([uv for _, uv in skins])
     height, width = max(i.shape[0] for i in images), sum(i.shape[1] for i in images)
-    atlas, left, uvs = np.zeros((height, width, 3), np.uint8), {}, {}
-    column = 0
-    for k, image in enumerate(images):
+    lefts = np.cumsum([0] + [i.shape[1] for i in images[:-1]])
+    atlas = np.zeros((height, width, 3), np.uint8)
+    for image, left in zip(images, lefts, strict=True):
+        atlas[: image.shape[0], left : left + image.shape[1]] = image
+    coordinates = []
+    for image, uv in skins:
         h, w = image.shape[:2]
-        atlas[:h, column : column + w] = image
-        left[k] = column
-        column += w
-    for j, cell in enumerate(cells):
-        k = next(i for i, image in enumerate(images) if np.array_equal(image, cell.image))
-        h, w = images[k].shape[:2]
-        x = np.clip(cell.uv[:, 0] * w, 0.5, w - 0.5) + left[k]
-        y = np.clip((1.0 - cell.uv[:, 1]) * h, 0.5, h - 0.5)
-        uvs[j] = np.column_stack([x / width, 1.0 - y / height])
-    return atlas, np.concatenate([uvs[j] for j in range(len(cells))])
+        left = next(at for at, other in zip(lefts, images, strict=True) if np.array_equal(image, other))
+        x = np.clip(uv[:, 0] * w, 0.5, w - 0.5) + left
+        y = np.clip((1.0 - uv[:, 1]) * h, 0.5, h - 0.5)
+        coordinates.append(np.column_stack([x / width, 1.0 - y / height]))
+    return atlas, np.concatenate(coordinates)
 
 
-def _cell(part: _Part) -> _Part:
-    """The part itself, or one whose image is its plain colour."""
-    if part.image is not None:
-        return part
+def _plain(part: _Part) -> tuple[NDArray, NDArray]:
+    """A small image of the plain colour of a part, and coordinates (V, 2) of its middle."""
     color = np.full(3, GREY) if part.flat is None else part.flat
     image = np.broadcast_to(np.round(255 * color).astype(np.uint8), (4, 4, 3))
-    return _Part(part.vertices, part.faces, image=image, uv=np.full((len(part.vertices), 2), 0.5))
+    return image, np.full((len(part.vertices), 2), 0.5)
 
 
 def sample_texture(texture: NDArray, uv: NDArray) -> NDArray[np.float32]:
@@ -219,7 +223,7 @@ def sample_texture(texture: NDArray, uv: NDArray) -> NDArray[np.float32]:
 
 
 def split_by_color(faces: NDArray, corner_colors: NDArray) -> tuple[NDArray, NDArray, NDArray[np.float32]]:
-    """Vertices split where corners (F, 3, 3) disagree on the colour: (source (V',), faces (F, 3), colors (V', 3))."""
+    """Vertices split where corners (F, 3, 3) differ: (source (V',), faces (F, 3), colors (V', 3))."""
     corners = corner_colors.reshape(-1, 3)
     keys = np.column_stack([faces.reshape(-1), np.round(255.0 * corners).astype(np.int64)])
     label = mesh.weld(keys)
@@ -229,11 +233,17 @@ def split_by_color(faces: NDArray, corner_colors: NDArray) -> tuple[NDArray, NDA
 
 
 def transfer_colors(
-    vertices: NDArray, faces: NDArray, colors: NDArray, new_vertices: NDArray, new_faces: NDArray, diameter: float
+    vertices: NDArray,
+    faces: NDArray,
+    colors: NDArray,
+    new_vertices: NDArray,
+    new_faces: NDArray,
+    diameter: float,
 ) -> NDArray:
-    """Corner colours (F', 3, 3) of a simplified mesh, from the nearest place of the original that faces the same way.
+    """Corner colours (F', 3, 3) of a simplified mesh: of the nearest place that faces the same way.
 
-    Corners around a vertex that nearly agree share their mean, so that gradients stay smooth and borders stay sharp.
+    Corners around a vertex that nearly agree share their mean, so that gradients stay smooth and borders stay
+    sharp.
     """
     count = int(np.clip(4 * len(faces), 20_000, 100_000))
     points, face, weights = mesh.sample_surface(vertices, faces, count, np.random.default_rng(0))

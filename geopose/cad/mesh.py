@@ -14,7 +14,7 @@ Index = NDArray[np.int64]
 
 
 def weld(vertices: NDArray) -> Index:
-    """Label (V,) of each vertex; vertices with bit-identical rows share a label, labels count from 0 in order."""
+    """Label (V,) of each vertex, equal for bit-identical rows, counted from 0 in order of appearance."""
     rows = np.ascontiguousarray(vertices) + 0.0  # -0.0 and 0.0 are the same place
     _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(first))  # number the groups by first appearance, not by value
@@ -48,7 +48,8 @@ def _edge_pairs(labels: NDArray) -> tuple[NDArray, Index, Index]:
 def boundary_edges(vertices: NDArray, faces: NDArray) -> int:
     """Number of edges that do not join an even number of faces; 0 for a closed mesh.
 
-    Vertices in the same place are one vertex, so that a mesh split along seams for its normals still counts as closed.
+    Vertices in the same place are one vertex, so that a mesh split along seams for its normals still counts
+    as closed.
     """
     key, _, _ = _edge_pairs(weld(vertices)[faces])
     _, count = np.unique(key, return_counts=True)
@@ -56,12 +57,13 @@ def boundary_edges(vertices: NDArray, faces: NDArray) -> int:
 
 
 def crease_normals(vertices: NDArray, faces: NDArray, crease_deg: float) -> tuple[Index, Index, NDArray]:
-    """Vertices split where the surface folds sharper than `crease_deg`: (source (V',), faces (F, 3), normals (V', 3)).
+    """Vertices split where the surface folds sharply: (source (V',), faces (F, 3), normals (V', 3)).
 
-    `vertices[source]` are the new vertices. Two corners of neighbouring faces share a normal when the faces meet at a
-    common edge at less than the crease angle; what is connected in this way around a vertex is one smooth fan, and its
-    normal is the mean of its faces' normals weighted by their angle (Thürmer and Wüthrich, "Computing vertex normals
-    from polygonal facets", 1998). Neighbours are found by place, so a texture seam does not make a crease.
+    `vertices[source]` are the new vertices. Two corners of neighbouring faces share a normal when the faces
+    meet at a common edge at less than the crease angle; what is connected in this way around a vertex is one
+    smooth fan, and its normal is the mean of its faces' normals weighted by their angle (Thürmer and
+    Wüthrich, "Computing vertex normals from polygonal facets", 1998). Neighbours are found by place, so a
+    texture seam does not make a crease.
     """
     place = weld(vertices)[faces]
     _, normals = face_areas_normals(vertices, faces)
@@ -132,7 +134,7 @@ def sample_surface(
 
 
 def decimate(vertices: NDArray, faces: NDArray, max_faces: int) -> tuple[Array, Index]:
-    """At most about `max_faces` faces of the welded mesh, by quadric edge collapse: (vertices (V, 3), faces (F, 3))."""
+    """About `max_faces` faces at most, welded, by quadric edge collapse: (vertices (V, 3), faces (F, 3))."""
     import fast_simplification
 
     label = weld(vertices)

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
+from trimesh import Scene, Trimesh, available_formats, load_scene
 
 from geopose.cad import appearance, mesh
 
@@ -39,8 +39,8 @@ class CadModel:
 
     Attributes:
         name: what to call it.
-        vertices: (V, 3) float64, metres, object frame. A place appears several times where the surface has a crease
-            or a seam of colour or texture.
+        vertices: (V, 3) float64, metres, object frame. A place appears several times where the surface has a
+            crease or a seam of colour or texture.
         faces: (F, 3) int32, counter-clockwise seen from outside.
         normals: (V, 3) float32, outward, smooth up to a fold of 40 degrees and sharp beyond.
         colors: (V, 3) float32 sRGB in [0, 1], or None when the mesh has no colour or a texture.
@@ -48,7 +48,8 @@ class CadModel:
         texture: (H, W, 3) uint8 sRGB, first row at the top (v = 1); or None.
         named_keypoints: points with a meaning, metres.
         unit: unit of the source, "m", "cm", "mm" or "in" (or what the file itself declares).
-        content_hash: SHA-256 of the mesh in metres and its colours: the same mesh on every machine, whatever its name.
+        content_hash: SHA-256 of the mesh in metres and its colours: the same mesh on every machine, whatever
+            its name.
         source: where it came from.
         warnings: what was found wrong and repaired or left.
     """
@@ -102,8 +103,9 @@ class CadModel:
     def simplified(self, max_faces: int) -> CadModel:
         """The model with about `max_faces` faces at most; itself when it has no more.
 
-        Quadric edge collapse (Garland and Heckbert, SIGGRAPH 1997) by fast-simplification; the colours are those of the
-        nearest place of the original surface that faces the same way. A texture is baked into them. The content hash
+        Quadric edge collapse (Garland and Heckbert, SIGGRAPH 1997) by fast-simplification; the colours are
+        those of the nearest place of the original surface that faces the same way. A texture is baked into
+        them. The content hash
         stays that of the original: it is the same object.
         """
         if max_faces < 4:
@@ -125,11 +127,11 @@ class CadModel:
             colors=None if colors is None else colors[source], uv=None, texture=None,
         )  # fmt: skip
 
-    def trimesh(self) -> trimesh.Trimesh:
-        """A `trimesh.Trimesh` of the same arrays, metres, unprocessed; the texture baked into vertex colours."""
+    def trimesh(self) -> Trimesh:
+        """A `trimesh.Trimesh` of the same arrays, metres; a texture is baked into vertex colours."""
         baked = self.baked()
         colors = None if baked.colors is None else np.round(255 * baked.colors).astype(np.uint8)
-        result = trimesh.Trimesh(
+        result = Trimesh(
             self.vertices.copy(),
             self.faces.copy(),
             vertex_normals=self.normals.copy(),
@@ -142,20 +144,21 @@ class CadModel:
     @classmethod
     def from_trimesh(
         cls,
-        geometry: trimesh.Trimesh | trimesh.Scene,
+        geometry: Trimesh | Scene,
         name: str,
         unit: str = "m",
         named_keypoints: Mapping[str, tuple[float, float, float]] | None = None,
         source: str = "",
         notes: tuple[str, ...] = (),
     ) -> CadModel:
-        """The model of a trimesh mesh or scene whose coordinates are in `unit`; named keypoints are in metres.
+        """The model of a trimesh mesh or scene with coordinates in `unit`; named keypoints are in metres.
 
-        Scenes are merged with their transforms; faces that have lost their area are dropped and counted. Everything
-        worth knowing goes to `warnings` and to Python's `warnings` as a `CadWarning`.
+        Scenes are merged with their transforms; faces that have lost their area are dropped and counted.
+        Everything worth knowing goes to `warnings` and to Python's `warnings` as a `CadWarning`.
 
         Raises:
-            ValueError: no faces, a face that names a missing vertex, a coordinate that is not finite, no area, or an
+            ValueError: no faces, a face that names a missing vertex, a coordinate that is not finite, no
+            area, or an
                 unknown unit; the message names `source`, or `name`.
         """
         label = source or name
@@ -174,8 +177,8 @@ class CadModel:
         )  # fmt: skip
         if not SMALLEST <= model.diameter <= LARGEST:
             found.append(
-                f"the diameter is {model.diameter:.3g} m with unit={unit!r}: outside {SMALLEST:g} m to {LARGEST:g} m, "
-                "so the unit is probably another; pass the right one as unit= (--unit)"
+                f"the diameter is {model.diameter:.3g} m with unit={unit!r}: outside {SMALLEST:g} m to "
+                f"{LARGEST:g} m, so the unit is probably another; pass the right one as unit= (--unit)"
             )
         for text in found:
             python_warnings.warn(f"{label}: {text}", CadWarning, stacklevel=3)
@@ -183,26 +186,29 @@ class CadModel:
 
 
 def load_cad(
-    path_or_name: str | os.PathLike[str] | trimesh.Trimesh | CadModel, unit: str | None = None
+    path_or_name: str | os.PathLike[str] | Trimesh | Scene | CadModel, unit: str | None = None
 ) -> CadModel:
     """The `CadModel` of a mesh file, of a built-in name, or of a trimesh object; in metres, never recentred.
 
     Args:
-        path_or_name: "xwing", "iss" or "car" (a bare built-in name always means the built-in object: write "./car" for a
-            file of that name); or a file that trimesh reads (STL, OBJ with its materials, PLY, GLB, glTF, OFF, 3MF...);
-            or a `trimesh.Trimesh` or `trimesh.Scene`; or a `CadModel`, which is returned as it is.
-        unit: "m", "cm", "mm" or "in". Needed where the file has no unit of its own (STL, OBJ, PLY, OFF). glTF is in
-            metres by its specification and 3MF says its unit; a `unit` given here wins over both, with a warning.
+        path_or_name: "xwing", "iss" or "car" (a bare built-in name always means the built-in object: write
+            "./car" for a file of that name); or a file that trimesh reads (STL, OBJ with its materials, PLY,
+            GLB, glTF, OFF, 3MF...); or a `trimesh.Trimesh` or `trimesh.Scene`; or a `CadModel`, which is
+            returned as it is.
+        unit: "m", "cm", "mm" or "in". Needed where the file has no unit of its own (STL, OBJ, PLY, OFF). glTF
+            is in metres by its specification and 3MF says its unit; a `unit` given here wins over both, with
+            a warning.
 
     Raises:
         FileNotFoundError: no such file, nor a built-in name.
-        ValueError: the unit is missing or unknown, or the file is no usable mesh; the message says what is wrong.
+        ValueError: the unit is missing or unknown, or the file is no usable mesh; the message says what is
+        wrong.
     """
     if isinstance(path_or_name, CadModel):
         return path_or_name
     if unit is not None:
         _metres_per(unit)
-    if isinstance(path_or_name, (trimesh.Trimesh, trimesh.Scene)):
+    if isinstance(path_or_name, (Trimesh, Scene)):
         name = str(path_or_name.metadata.get("name") or path_or_name.metadata.get("file_name") or "mesh")
         return CadModel.from_trimesh(path_or_name, name, _settle_unit(path_or_name, "", name, unit, []))
     if isinstance(path_or_name, str) and path_or_name in BUILT_IN:
@@ -226,10 +232,10 @@ def load_cad(
     return CadModel.from_trimesh(scene, path.stem, settled, source=str(path), notes=tuple(notes))
 
 
-def _read(path: Path) -> trimesh.Scene:
+def _read(path: Path) -> Scene:
     """The scene in `path`, nothing merged or repaired; only local files are touched."""
     suffix = path.suffix.lower().lstrip(".")
-    known = sorted(trimesh.available_formats())
+    known = sorted(available_formats())
     if suffix not in known:
         raise ValueError(
             f"{path}: no reader for {path.suffix or 'a file without suffix'!r}; known: {', '.join(known)}"
@@ -237,7 +243,7 @@ def _read(path: Path) -> trimesh.Scene:
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
     try:
-        return trimesh.load_scene(path, process=False, allow_remote=False)
+        return load_scene(path, process=False, allow_remote=False)
     except Exception as error:  # trimesh lets any error of its readers through
         raise ValueError(
             f"{path}: cannot be read as {suffix.upper()} ({type(error).__name__}: {error})"
@@ -253,7 +259,7 @@ def _metres_per(unit: str) -> float:
 
 
 def _settle_unit(
-    geometry: trimesh.Trimesh | trimesh.Scene, suffix: str, label: str, unit: str | None, notes: list[str]
+    geometry: Trimesh | Scene, suffix: str, label: str, unit: str | None, notes: list[str]
 ) -> str:
     """The unit that counts: the caller's, else the file's own; ValueError when there is neither."""
     declared: str | None = geometry.units
@@ -279,16 +285,16 @@ def _settle_unit(
     likely = "mm" if longest > 10.0 else "m" if longest < 5.0 else "cm"
     size = " x ".join(f"{e:.4g}" for e in extents)
     raise ValueError(
-        f"{label}: no unit given and none in the {suffix.lstrip('.').upper() or 'mesh'}. Its extent is {size}; likely "
-        f"{likely} ({longest * UNITS[likely]:.3g} m long). Say unit={likely!r} (--unit {likely}), or one of "
-        f"{', '.join(UNITS)}"
+        f"{label}: no unit given and none in the {suffix.lstrip('.').upper() or 'mesh'}. "
+        f"Its extent is {size}; likely {likely} ({longest * UNITS[likely]:.3g} m long). "
+        f"Say unit={likely!r} (--unit {likely}), or one of {', '.join(UNITS)}"
     )
 
 
 def _checked(
     vertices: NDArray, faces: NDArray, label: str, found: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Vertices and faces without waste, and the kept indices of the vertices; findings are appended to `found`."""
+    """Vertices and faces without waste, and the indices of the vertices kept; findings go to `found`."""
     wrong = int((~np.isfinite(vertices[np.unique(faces)])).any(axis=1).sum())
     if wrong:
         raise ValueError(f"{label}: {wrong} vertices have coordinates that are not finite")
