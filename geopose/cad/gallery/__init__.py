@@ -1,0 +1,7 @@
+"""Built-in objects made in code."""
+
+from __future__ import annotations
+
+from geopose.cad.gallery.xwing import xwing
+
+__all__ = ["xwing"]

@@ -1,27 +1,33 @@
-"""Small builders for coloured meshes: a `Part` is a closed shell with one colour per face, and `assemble` joins parts to a model."""
+"""Builders for coloured meshes: a `Part` is a closed shell, `assemble` makes a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import trimesh
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from geopose.cad.model import CadModel
 
 Array = NDArray[np.float64]
 Rgb = tuple[float, float, float]
+Point = tuple[float, float, float]
 
-DECIMALS = 6  # vertices lie on a grid of a micrometre, so that the last bit of a sine does not change the content hash
+DECIMALS = 6  # vertices lie on a grid of a micrometre: the last bit of a sine does not change the hash
 
 
 @dataclass(frozen=True)
 class Part:
-    """A closed shell: vertices (V, 3) metres, faces (F, 3) seen counter-clockwise from outside, colors (F, 3) sRGB in [0, 1]."""
+    """A closed shell.
+
+    Attributes:
+        vertices: (V, 3) metres.
+        faces: (F, 3), counter-clockwise seen from outside.
+        colors: (F, 3) sRGB in [0, 1], one colour per face.
+    """
 
     vertices: Array
     faces: NDArray[np.int64]
@@ -60,8 +66,8 @@ class Part:
         vertices[:, axis] *= -1
         return replace(self, vertices=vertices, faces=self.faces[:, ::-1])
 
-    def nearest(self, point: ArrayLike) -> tuple[float, float, float]:
-        """The vertex closest to `point` (3,), metres, on the grid of `assemble`: a keypoint on the surface."""
+    def nearest(self, point: ArrayLike) -> Point:
+        """Vertex closest to `point` (3,), metres, on the grid of `assemble`: a keypoint on the surface."""
         best = np.argmin(np.linalg.norm(self.vertices - np.asarray(point, dtype=float), axis=1))
         x, y, z = np.round(self.vertices[best], DECIMALS) + 0.0
         return float(x), float(y), float(z)
@@ -79,9 +85,9 @@ def chamfered(x: float, half_width: float, bottom: float, top: float, upper: flo
 
 
 def loft(sections: ArrayLike, rgb: Rgb, *, caps: tuple[bool, bool] = (True, True)) -> Part:
-    """Closed shell through `sections` (M, N, 3), rings of N points that correspond; a ring may shrink to one point.
+    """Closed shell through `sections` (M, N, 3), rings of N corresponding points, metres.
 
-    `caps` closes the first and the last ring with a fan about its mean.
+    A ring may shrink to one point. `caps` closes the first and the last ring with a fan about its mean.
     """
     rings = np.asarray(sections, dtype=float)
     if rings.ndim != 3 or rings.shape[0] < 2 or rings.shape[1] < 3 or rings.shape[2] != 3:
@@ -90,8 +96,7 @@ def loft(sections: ArrayLike, rgb: Rgb, *, caps: tuple[bool, bool] = (True, True
     i, j = np.meshgrid(np.arange(m - 1), np.arange(n), indexing="ij")
     a, b = (i * n + j).ravel(), (i * n + (j + 1) % n).ravel()
     vertices = np.concatenate([rings.reshape(-1, 3), rings[[0, -1]].mean(axis=1)])
-    diagonals = (np.linalg.norm(vertices[p] - vertices[q], axis=1) for p, q in ((a, b + n), (b, a + n)))
-    first, second = diagonals
+    first, second = (np.linalg.norm(vertices[p] - vertices[q], axis=1) for p, q in ((a, b + n), (b, a + n)))
     short = (first <= second + 1e-9)[:, None, None]
     one = np.stack([np.stack([a, b, b + n], 1), np.stack([a, b + n, a + n], 1)], 1)
     other = np.stack([np.stack([a, b, a + n], 1), np.stack([b, b + n, a + n], 1)], 1)
@@ -123,7 +128,7 @@ def divided(stations: Sequence[float], step: float) -> Array:
     """The increasing or decreasing `stations` with evenly spaced ones put between, at most `step` apart."""
     pieces = [
         np.linspace(lo, hi, max(1, int(np.ceil(abs(hi - lo) / step - 1e-9))), endpoint=False)
-        for lo, hi in zip(stations[:-1], stations[1:], strict=True)
+        for lo, hi in pairwise(stations)
     ]
     return np.concatenate([*pieces, [stations[-1]]])
 
@@ -131,15 +136,15 @@ def divided(stations: Sequence[float], step: float) -> Array:
 def revolve(
     profile: Sequence[tuple[float, float, Rgb]], sides: int, *, step: float = np.inf, phase: float = 0.5
 ) -> Part:
-    """Solid of revolution about the x axis from a profile of (x, radius, colour of the band up to the next point).
+    """Solid of revolution about the x axis from points (x, radius, colour of the band to the next).
 
-    The profile starts and ends on the axis or at a ring that is closed by a flat cap of the neighbouring colour; it may run
-    back and forth, which makes cups and nozzles. Bands longer than `step` metres are cut; `phase` turns the ring by that
-    many sides. The colour of the last point is not used.
+    The profile starts and ends on the axis, or at a ring closed by a flat cap of the neighbouring colour; it may
+    run back and forth, which makes cups and nozzles. Bands longer than `step` metres are cut; `phase` turns the
+    ring by that many sides. The colour of the last point is not used.
     """
     points: list[tuple[float, float]] = []
     bands: list[Rgb] = []
-    for (x0, r0, rgb), (x1, r1, _) in zip(profile[:-1], profile[1:], strict=True):
+    for (x0, r0, rgb), (x1, r1, _) in pairwise(profile):
         pieces = max(1, int(np.ceil(np.hypot(x1 - x0, r1 - r0) / step - 1e-9)))
         for k in range(pieces):
             points.append((x0 + (x1 - x0) * k / pieces, r0 + (r1 - r0) * k / pieces))
@@ -164,7 +169,7 @@ def _band_colors(part: Part, points: Array, bands: Array) -> Array:
 
 
 def box(size: ArrayLike, centre: ArrayLike, rgb: Rgb, *, step: float = np.inf) -> Part:
-    """Axis-aligned box with edge lengths `size` (3,) about `centre` (3,), cut along its longest edge every `step` metres."""
+    """Axis-aligned box of `size` (3,) about `centre` (3,), the longest edge cut every `step` metres."""
     extent = np.asarray(size, dtype=float)
     axis = int(np.argmax(extent))
     u, v = (axis + 1) % 3, (axis + 2) % 3
@@ -192,44 +197,14 @@ def tube(start: ArrayLike, end: ArrayLike, radius: float, rgb: Rgb, *, sides: in
     return replace(part, vertices=part.vertices @ turn[:3, :3].T + start)
 
 
-def assemble(
-    name: str,
-    parts: Sequence[Part],
-    keypoints: Mapping[str, tuple[float, float, float]],
-    *,
-    sharp: float = 0.6,
-) -> CadModel:
-    """CadModel in metres of all `parts`, vertices split where two colours meet or faces bend by more than `sharp` radians."""
+def assemble(name: str, parts: Sequence[Part], keypoints: Mapping[str, Point]) -> CadModel:
+    """CadModel in metres of all `parts`; a vertex between two colours becomes two, so colours end sharply."""
     starts = np.cumsum([0, *(len(p.vertices) for p in parts[:-1])])
     vertices = np.round(np.concatenate([p.vertices for p in parts]), DECIMALS) + 0.0
     faces = np.concatenate([p.faces + s for p, s in zip(parts, starts, strict=True)])
-    colors = np.concatenate([p.colors for p in parts])
-    corners = _smooth_corners(trimesh.Trimesh(vertices, faces, process=False), colors, sharp)
-    first = np.unique(corners, return_index=True)[1]
-    mesh = trimesh.Trimesh(vertices[faces.reshape(-1)[first]], corners.reshape(-1, 3), process=False)
-    return CadModel.build(
-        name=name,
-        vertices=mesh.vertices,
-        faces=mesh.faces,
-        colors=np.repeat(colors, 3, axis=0)[first],
-        named_keypoints=dict(keypoints),
-    )
-
-
-def _smooth_corners(mesh: trimesh.Trimesh, colors: Array, sharp: float) -> NDArray[np.int64]:
-    """New vertex index of each of the 3F face corners; corners share one across smooth edges of one colour."""
-    pair = mesh.face_adjacency
-    keep = (mesh.face_adjacency_angles < sharp) & (colors[pair[:, 0]] == colors[pair[:, 1]]).all(axis=1)
-    pair, edge = pair[keep], mesh.face_adjacency_edges[keep]
-    links = []
-    for end in range(2):
-        at = [
-            3 * pair[:, s] + np.argmax(mesh.faces[pair[:, s]] == edge[:, end, None], axis=1) for s in range(2)
-        ]
-        links.append(np.stack(at))
-    row, column = np.concatenate(links, axis=1)
-    size = mesh.faces.size
-    graph = coo_matrix((np.ones(len(row)), (row, column)), shape=(size, size))
-    label = connected_components(graph, directed=False)[1]
-    order = np.unique(label, return_index=True)[1].argsort().argsort()
-    return order[label]
+    colors = np.round(255 * np.concatenate([p.colors for p in parts])).astype(np.int64)
+    corners = np.concatenate([faces.reshape(-1, 1), np.repeat(colors, 3, axis=0)], axis=1)
+    kinds, index = np.unique(corners, axis=0, return_inverse=True)
+    rgb = kinds[:, 1:].astype(np.uint8)
+    mesh = trimesh.Trimesh(vertices[kinds[:, 0]], index.reshape(-1, 3), vertex_colors=rgb, process=False)
+    return CadModel.from_trimesh(mesh, name, "m", dict(keypoints), source=f"geopose.cad.gallery.{name}")
