@@ -158,7 +158,7 @@ def _about_axis(check: _Check, axis: Array) -> Found:
     for u, p in ((axis, np.zeros(3)), _axis_of(*quarter)):
         if abs(u @ axis) > 0.95 and check.continuous(u, p):
             return _upside_down(check, u, p), ((u, p),)
-    across = _across(axis)
+    across = front(axis)
     angles = [2.0 * np.pi / n + 0.02 for n in range(2, MOST_FOLDS + 1)]
     flips = [Rotation.from_rotvec(a * axis).apply(across) for a in np.arange(0.013, np.pi, np.pi / 45)]
     starts = [_turn(axis, a) for a in angles] + [_turn(v, np.pi) for v in flips]
@@ -184,7 +184,7 @@ def _polyhedral(check: _Check, axes: Array) -> Found:
 
 def _upside_down(check: _Check, axis: Array, point: Array) -> list[Motion]:
     """The identity, and the half turn across a continuous axis if that is a symmetry too."""
-    R = _turn(_across(axis), np.pi)[0]
+    R = _turn(front(axis), np.pi)[0]
     _, t = check.surface.fit(R, point - R @ point)
     middle = point + axis * (axis @ (t - (point - R @ point))) / 2.0
     flip = (R, middle - R @ middle)
@@ -304,8 +304,11 @@ def _upward(axis: Array) -> Array:
     return axis if axis[np.argmax(np.abs(np.round(axis, 6)))] >= 0.0 else -axis
 
 
-def _across(axis: Array) -> Array:
-    """A unit vector perpendicular to `axis`."""
+def front(axis: Array) -> Array:
+    """The side of a continuous axis on which training keeps the camera: a unit vector (3,) perpendicular to it.
+
+    The half plane through the axis in this direction stands for all views that differ by a turn about the axis.
+    """
     other = np.cross(axis, np.eye(3)[np.argmin(np.abs(axis))])
     return other / np.linalg.norm(other)
 
