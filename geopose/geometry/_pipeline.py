@@ -1,0 +1,313 @@
+"""The steps of `solve_pnp` on one batch: start, refine, search where needed, weigh, judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from geopose.geometry._arrays import Array, back_to_numpy
+from geopose.geometry._correspondences import Problem, prepare
+from geopose.geometry._pnp_options import PnPOptions
+from geopose.geometry.ambiguity import distinct, laplace_log_weight, two_starts
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+from geopose.geometry.ransac import hypothesise, log_false_alarms, optimise, squared_residuals
+from geopose.geometry.refine import LMResult, Reprojection, fast_pose, levenberg_marquardt, namespace
+
+
+@dataclass
+class Found:
+    """Results with one batch dimension; candidates have K in front and are sorted by cost."""
+
+    pose: Pose
+    covariance: Array
+    weight: Array
+    rms: Array
+    count: Array  # candidates that matter, (B,)
+    inliers: Array
+    status: np.ndarray
+    reason: np.ndarray
+
+
+def solve(
+    obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnPOptions, seed: int
+) -> Found:
+    with np.errstate(all="ignore"):
+        problem = prepare(obj, px, cov, camera, options)
+        xp = namespace(px)
+        pin = problem.pinhole
+        weight = pin.whiten[..., 0, :] * pin.whiten[..., 2, :]
+        starts, variances = two_starts(pin.points, pin.xy, weight)
+        refined = _refine(problem.exact, starts, options)
+        status, reason, distinct_points = _screen(problem, variances)
+        usable = status == "ok"
+        best = int(refined.cost.argmin()) if len(obj) == 1 else None
+        first = _take(xp, refined.pose, refined.cost, best)
+        d2 = squared_residuals(problem.exact, first)
+        gate2 = options.gate_sigma**2
+        inlier = (d2 < gate2) & problem.valid
+        inside = (inlier | ~problem.valid).all(-1)
+        plausible = xp.where(problem.valid, d2, 0.0).sum(-1) < _chi2_limit(2.0 * back_to_numpy(problem.valid.sum(-1)) - 6)
+        settled = back_to_numpy(inside & plausible)
+        search = np.flatnonzero(usable & (~settled | (distinct_points == 3)))
+        pose, cost, information, converged = refined.pose, refined.cost, refined.information, refined.converged
+        if options.kernel != "none" and len(search) < len(obj):
+            again = _refine(problem.exact, pose, options, options.kernel)
+            pose, cost, information, converged = again.pose, again.cost, again.information, again.converged
+        if len(search):
+            more, inlier_s, log_nfa = _search(problem, search, starts, options, seed)
+            pose, cost, information, converged, inlier = _merge(
+                xp, search, (pose, cost, information, converged, inlier), (more, inlier_s)
+            )
+            _judge(problem, search, back_to_numpy(inlier_s), log_nfa, options, status, reason, distinct_points)
+        return _finish(problem, pose, cost, information, converged, inlier, camera, options, status, reason)
+
+
+def _refine(problem: Reprojection, starts: Pose, options: PnPOptions, kernel: str = "none") -> LMResult:
+    return levenberg_marquardt(
+        None,
+        problem.linearise,
+        starts,
+        kernel=kernel,
+        scale=options.kernel_sigma,
+        max_iterations=options.max_iterations,
+        tolerance=options.tolerance,
+    )
+
+
+def _take(xp: Any, pose: Pose, cost: Array, best: int | None = None) -> Pose:
+    """Of poses (K, B) the one (B,) of least cost (K, B), NaN last."""
+    if best is not None:
+        return fast_pose(pose.R[best], pose.t[best])
+    k = xp.where(xp.isnan(cost), xp.inf, cost).argmin(0)
+    rows = xp.arange(cost.shape[1]) if xp is np else torch.arange(cost.shape[1], device=cost.device)
+    return fast_pose(pose.R[k, rows], pose.t[k, rows])
+
+
+def _chi2_limit(dof: np.ndarray) -> Any:
+    """About the 99.997 % quantile of chi-square (Wilson and Hilferty), 1e-6 where nothing is left to vary."""
+    d = np.maximum(dof, 1.0)
+    return np.where(dof > 0, d * (1 - 2 / (9 * d) + 4 * np.sqrt(2 / (9 * d))) ** 3, 1e-6)
+
+
+def _screen(problem: Problem, variances: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Status and reason of what no solver can help, and the number of different object points."""
+    valid = back_to_numpy(problem.valid)
+    key = back_to_numpy(problem.pinhole.points)
+    key = 0.5377 * key[..., 0, :] + 0.8339 * key[..., 1, :] + 0.1237 * key[..., 2, :]
+    key = np.sort(np.where(valid, key, np.inf), -1)
+    fresh = (key[..., 1:] - key[..., :-1] > 1e-9) & np.isfinite(key[..., 1:])
+    number = valid.sum(-1)
+    different = np.where(number > 0, 1 + fresh.sum(-1), 0)
+    variances = back_to_numpy(variances)
+    status, reason = np.full(len(valid), "ok", dtype="<U16"), np.full(len(valid), "", dtype=object)
+    line = ~(variances[..., 1] > 1e-10 * variances[..., 2])
+    for i in np.flatnonzero((number < 3) | line):
+        few = number[i] < 3
+        status[i] = "too_few_points" if few else "degenerate"
+        reason[i] = (
+            f"{number[i]} finite correspondences of {valid.shape[1]}; a pose needs at least four, three leave up to four poses"
+            if few
+            else f"the {different[i]} different object points lie on one line: the turn about it cannot be seen"
+        )
+    return status, reason, different
+
+
+def _search(
+    problem: Problem, items: np.ndarray, starts: Pose, options: PnPOptions, seed: int
+) -> tuple[LMResult, Array, np.ndarray]:
+    """Robust candidates (K, S) of the items (S,), their inliers (S, N) and log false alarms (S,)."""
+    xp = namespace(problem.valid)
+    pick = torch.as_tensor(items, device=problem.valid.device) if xp is torch else items
+    exact, valid = problem.exact.item(pick), problem.valid[pick]
+    pin = exact if problem.exact is problem.pinhole else problem.pinhole.item(pick)
+    guess, _ = hypothesise(pin, options.gate_sigma, options.max_samples, 8, seed)
+    guess, cost = optimise(exact, guess, options.gate_sigma, 15)
+    best = _take(xp, guess, cost)
+    d2 = squared_residuals(exact, best)
+    inlier = (d2 < options.gate_sigma**2) & valid
+    kept = exact.select(inlier)
+    area = pin.whiten[..., 0, :] * pin.whiten[..., 2, :]
+    fresh, _ = two_starts(pin.points, pin.xy, xp.where(inlier, area, 0.0))
+    order = xp.argsort(xp.where(xp.isnan(cost), xp.inf, cost), 0)[:4]
+    rows = (xp.arange(len(items)) if xp is np else torch.arange(len(items), device=cost.device))[None]
+    every = fast_pose(
+        xp.concatenate([guess.R[order, rows], fresh.R]), xp.concatenate([guess.t[order, rows], fresh.t])
+    )
+    refined = _refine(kept, every, options, options.kernel)
+    final = _take(xp, refined.pose, refined.cost)
+    chance = _chance(pin, squared_residuals(exact, final), inlier)
+    return refined, inlier, log_false_alarms(chance, inlier, valid)
+
+
+def _chance(pin: Reprojection, d2: Array, inlier: Array) -> Array:
+    """(B, N) the chance of a random pixel, in the box around the inliers, to lie as close as each point does."""
+    xp = namespace(d2)
+    x = xp.where(inlier[..., None, :], pin.xy, xp.inf)
+    y = xp.where(inlier[..., None, :], pin.xy, -xp.inf)
+    low, high = (x.min(-1), y.max(-1)) if xp is np else (x.amin(-1), y.amax(-1))
+    extent = high - low
+    area = (extent[..., 0] * extent[..., 1])[..., None]
+    sigma2 = 1 / (pin.whiten[..., 0, :] * pin.whiten[..., 2, :])
+    chance = np.pi * d2 * sigma2 / area
+    return xp.where(xp.isfinite(chance), xp.clip(chance, 0.0, 1.0), 1.0)
+
+
+def _merge(xp: Any, items: np.ndarray, old: tuple[Any, ...], new: tuple[LMResult, Array]) -> tuple[Any, ...]:
+    """Candidates (K, B) in which those of `items` are replaced, padded with infinite cost."""
+    pose, cost, information, converged, inlier = old
+    more, inlier_s = new
+    K, B = more.cost.shape[0], cost.shape[1]
+
+    def put(a: Array, b: Array, fill: float) -> Array:
+        if len(items) == B:
+            return b
+        full = (xp.full if xp is np else torch.full)((K, *a.shape[1:]), fill, dtype=a.dtype)
+        full = full if xp is np else full.to(a.device)
+        full[: a.shape[0]] = a
+        full[:, items] = b
+        return full
+
+    pose = fast_pose(put(pose.R, more.pose.R, np.nan), put(pose.t, more.pose.t, np.nan))
+    cost, converged = put(cost, more.cost, np.inf), put(converged, more.converged, False)
+    information = put(information, more.information, np.nan)
+    inlier = inlier * 1 > 0
+    inlier[items] = inlier_s
+    return pose, cost, information, converged, inlier
+
+
+def _judge(
+    problem: Problem,
+    items: np.ndarray,
+    inlier: np.ndarray,
+    log_nfa: np.ndarray,
+    options: PnPOptions,
+    status: np.ndarray,
+    reason: np.ndarray,
+    different: np.ndarray,
+) -> None:
+    """Write `no_consensus` where the inliers are no more than chance."""
+    valid = back_to_numpy(problem.valid)[items]
+    for i, item in enumerate(items):
+        k, n = int(inlier[i].sum()), int(valid[i].sum())
+        if different[item] == 3:
+            if k < n:
+                status[item], reason[item] = "no_consensus", "no pose fits the three different points"
+            continue
+        if k == n or log_nfa[i] < np.log(options.max_false_alarms):
+            continue
+        status[item] = "no_consensus"
+        reason[item] = (
+            f"the best pose fits {k} of {n} points within {options.gate_sigma:g} standard deviations, "
+            f"no more than chance (about {np.exp(min(log_nfa[i], 50)):.2g} poses would do as well on random pixels)"
+        )
+
+
+def _finish(
+    problem: Problem,
+    pose: Pose,
+    cost: Array,
+    information: Array,
+    converged: Array,
+    inlier: Array,
+    camera: Camera,
+    options: PnPOptions,
+    status: np.ndarray,
+    reason: np.ndarray,
+) -> Found:
+    """Best and rivals, their weights, covariances and the last statuses."""
+    xp = namespace(cost)
+    cost = xp.where(xp.isfinite(cost), cost, xp.inf)
+    order = xp.argsort(cost, 0)
+    rows = (xp.arange(cost.shape[1]) if xp is np else torch.arange(cost.shape[1], device=cost.device))[None]
+    cost, information, converged = cost[order, rows], information[order, rows], converged[order, rows]
+    pose = fast_pose(pose.R[order, rows], pose.t[order, rows])
+    covariance = _inverse(xp, information)
+    keep = xp.isfinite(cost) & (cost < cost[0] + 30)
+    for k in range(1, len(cost)):
+        if not bool(keep[k].any()):
+            continue
+        for j in range(k):
+            rival = distinct(fast_pose(pose.R[k], pose.t[k]), fast_pose(pose.R[j], pose.t[j]), covariance[j])
+            keep[k] &= rival | ~keep[j]
+    keep[0] = True
+    log_weight = xp.where(keep, laplace_log_weight(cost, information), -xp.inf)
+    top = log_weight.max(0) if xp is np else log_weight.amax(0)
+    weight = xp.exp(log_weight - xp.where(xp.isfinite(top), top, 0.0))
+    total = weight.sum(0)
+    weight = xp.where(total > 0, weight / xp.where(total > 0, total, 1.0), 0.0)
+    count = (weight[1:] > 1e-4).sum(0)
+    kept = problem.exact.select(inlier)
+    if camera.focal_rel_std > 0:
+        _, J = kept.linearise(pose)
+        flat = J.reshape((*J.shape[:-2], -1))
+        shift = covariance @ (flat @ (problem.focal * inlier[..., None, :]).reshape((*inlier.shape[:-1], -1, 1)))
+        covariance = covariance + camera.focal_rel_std**2 * (shift @ shift.mT)
+    rms = _rms(problem, pose, inlier)
+    _last_words(status, reason, *(back_to_numpy(a) for a in (weight, covariance, converged, cost, inlier)), options, problem)
+    # back to the caller's object frame and unit
+    s, c = problem.size, problem.centre
+    pose = fast_pose(pose.R, pose.t * s[..., None] - (pose.R @ c[..., None])[..., 0])
+    unit = xp.stack([s, s, s, xp.ones_like(s), xp.ones_like(s), xp.ones_like(s)], -1)
+    covariance = covariance * unit[..., None] * unit[..., None, :]
+    return Found(pose, covariance, weight, rms, count, inlier, status, reason)
+
+
+def _inverse(xp: Any, information: Array) -> Array:
+    """The inverse (..., 6, 6), infinite-looking instead of failing where singular, NaN where not finite."""
+    diagonal = information[..., range(6), range(6)]
+    root = xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0))
+    scaled = information / root[..., None] / root[..., None, :]
+    eye = xp.eye(6) if xp is np else torch.eye(6, dtype=root.dtype, device=root.device)
+    fine = xp.isfinite(scaled.sum((-1, -2)))[..., None, None]
+    inverse = xp.linalg.inv(xp.where(fine, scaled, eye) + 1e-15 * eye)
+    return xp.where(fine, inverse / root[..., None] / root[..., None, :], xp.nan)
+
+
+def _rms(problem: Problem, pose: Pose, inlier: Array) -> Array:
+    xp = namespace(inlier)
+    exact = problem.exact
+    r = exact.residual(pose)
+    w00, w10, w11 = exact.whiten[..., 0, :], exact.whiten[..., 1, :], exact.whiten[..., 2, :]
+    eu = r[..., 0, :] / w00
+    ev = (r[..., 1, :] - w10 * eu) / w11
+    squared = (eu * problem.to_px[0]) ** 2 + (ev * problem.to_px[1]) ** 2
+    number = inlier.sum(-1)
+    return xp.sqrt(xp.where(inlier, squared, 0.0).sum(-1) / xp.where(number > 0, number, 1))
+
+
+def _last_words(
+    status: np.ndarray,
+    reason: np.ndarray,
+    weight: np.ndarray,
+    covariance: np.ndarray,
+    converged: np.ndarray,
+    cost: np.ndarray,
+    inlier: np.ndarray,
+    options: PnPOptions,
+    problem: Problem,
+) -> None:
+    """Write `not_converged`, `degenerate`, `ambiguous` and the three-point cases where nothing worse is written."""
+    turn = np.sqrt(np.trace(covariance[0][..., 3:, 3:], axis1=-2, axis2=-1))
+    different = _screen(problem, np.ones((len(status), 3)))[2]
+    for i in np.flatnonzero(status == "ok"):
+        rivals = int((weight[1:, i] > 1e-4).sum())
+        if not np.isfinite(cost[0, i]):
+            status[i], reason[i] = "no_consensus", "no pose has the points in front of the camera"
+        elif not turn[i] < 1.0:
+            status[i] = "degenerate"
+            reason[i] = f"the rotation is not determined: its standard deviation is {np.degrees(turn[i]):.3g} degrees"
+        elif different[i] == 3:
+            status[i] = "ambiguous" if rivals else "too_few_points"
+            reason[i] = f"three different points: {rivals + 1} pose(s) fit exactly and nothing is left to check them"
+        elif not converged[0, i]:
+            status[i], reason[i] = "not_converged", f"no minimum within {options.max_iterations} steps"
+        elif weight[1:, i].sum() >= options.ambiguous_weight:
+            status[i] = "ambiguous"
+            reason[i] = (
+                f"{rivals + 1} poses explain the points about as well; "
+                f"the returned one has probability {weight[0, i]:.2f}"
+            )

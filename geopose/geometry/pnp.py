@@ -1,0 +1,159 @@
+"""solve_pnp: the pose of a camera from points, with its uncertainty, its rivals and a reason when there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from geopose.geometry._arrays import Array, to_tensor
+from geopose.geometry._correspondences import check, flatten, seed_of
+from geopose.geometry._pipeline import Found, solve
+from geopose.geometry._pnp_options import PnPOptions
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+from geopose.geometry.refine import fast_pose, implicit_pose
+
+__all__ = ["Alternative", "PnPOptions", "PnPResult", "solve_pnp"]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another local optimum: pose, covariance (..., 6, 6), posterior probability `weight` (...), rms_px (...).
+
+    In a batch, items without one hold NaN and weight 0.
+    """
+
+    pose: Pose
+    covariance: Array
+    weight: Array
+    rms_px: Array
+
+
+@dataclass(frozen=True)
+class PnPResult:
+    """What `solve_pnp` found.
+
+    pose: `cam_from_obj`, batch (...), NaN where there is none. covariance: (..., 6, 6) in the order (rho, phi),
+    metres and radians, left (camera-frame) tangent. inliers: (..., N) bool. status, reason: strings, for a batch
+    arrays of strings (...). rms_px: (...) root mean square pixel distance of the inliers. alternatives: other
+    local optima, likeliest first; their weights and that of `pose` sum to one.
+    """
+
+    pose: Pose
+    covariance: Array
+    inliers: Array
+    status: Any
+    reason: Any
+    rms_px: Array
+    alternatives: tuple[Alternative, ...]
+
+
+def solve_pnp(
+    points_obj: Array,
+    points_px: Array,
+    camera: Camera,
+    *,
+    cov_px: Array | None = None,
+    options: PnPOptions = PnPOptions(),  # noqa: B008 (frozen)
+    generator: np.random.Generator | torch.Generator | None = None,
+) -> PnPResult:
+    """The pose `cam_from_obj` of greatest likelihood, found among outliers and rival poses, or the reason for none.
+
+    Args:
+        points_obj: (..., N, 3) object frame, metres (any unit: translation comes in the same one).
+        points_px: (..., N, 2) pixels. A correspondence that is not finite is missing. Lists and integers will do.
+        camera: its leading dimensions broadcast against those of the points.
+        cov_px: (..., N, 2, 2) covariance of each point, pixels^2. None: `options.noise_px` on both axes, one pixel
+            unless said otherwise: every test and the covariance of the pose rely on it.
+        options: see `PnPOptions`.
+        generator: source of the random samples; None always draws the same ones.
+    Returns:
+        PnPResult in the kind (numpy, torch) and floating dtype of the input. `status` is `ok`, `too_few_points`
+        (under three, or three with nothing to check them), `degenerate` (collinear points, or a view that does not
+        determine the pose), `ambiguous` (rival poses of comparable probability), `no_consensus` (no pose fits more
+        points than chance would) or `not_converged`.
+    Raises:
+        ValueError: shapes that do not match, covariances that are not positive definite, a camera that is none.
+    Notes:
+        Two weak-perspective starts are refined together by Levenberg-Marquardt. Where the better one leaves a point
+        outside the gate, three-point poses are searched (`hypothesise`), and accepted if significant
+        (`log_false_alarms`). With torch inputs the pose is differentiable in points_obj, points_px, cov_px and the
+        camera through the implicit function theorem at the optimum, inliers held fixed; all else is detached.
+    """
+    arrays = check(points_obj, points_px, camera, cov_px)
+    tensors = [a for a in (*arrays, *camera._array_leaves()) if isinstance(a, torch.Tensor)]
+    dtype = next((a.dtype for a in (points_px, points_obj) if "float" in str(getattr(a, "dtype", ""))), np.float64)
+    lead, data = flatten(*arrays, camera)
+    result = _unflatten(solve(*data, options, seed_of(generator)), lead)
+    if not tensors:
+        return result if dtype == np.float64 else _convert(result, lambda a: a if a.dtype == bool else a.astype(dtype))
+    device = tensors[0].device
+    result = _convert(result, lambda a: _as_tensor(a, torch.float64, device))
+    if torch.is_grad_enabled() and any(a.requires_grad for a in tensors):
+        result = _attach(result, arrays, camera, options, device)
+    kind = dtype if isinstance(dtype, torch.dtype) else torch.float64
+    return result if kind == torch.float64 else _convert(result, lambda a: _as_tensor(a, kind, device))
+
+
+def _unflatten(found: Found, lead: tuple[int, ...]) -> PnPResult:
+    """The result in the caller's leading dimensions."""
+
+    def shape(a: Any) -> Any:
+        return a.reshape((*lead, *a.shape[1:])) if lead else a[0]
+
+    def pose(k: int) -> Pose:
+        return fast_pose(shape(found.pose.R[k]), shape(found.pose.t[k]))
+
+    rivals = tuple(
+        Alternative(pose(k), shape(found.covariance[k]), shape(found.weight[k]), shape(found.rms[k]))
+        for k in range(1, 1 + int(found.count.max()) if len(found.status) else 1)
+    )
+    status, reason = (shape(found.status), shape(found.reason)) if lead else (str(found.status[0]), found.reason[0])
+    return PnPResult(
+        pose(0), shape(found.covariance[0]), shape(found.inliers), status, reason, shape(found.rms[0]), rivals
+    )
+
+
+def _convert(result: PnPResult, change: Any) -> PnPResult:
+    """The result with `change` applied to every array of numbers."""
+
+    def pose(p: Pose) -> Pose:
+        return fast_pose(change(p.R), change(p.t))
+
+    rivals = tuple(
+        Alternative(pose(a.pose), change(a.covariance), change(a.weight), change(a.rms_px)) for a in result.alternatives
+    )
+    return PnPResult(
+        pose(result.pose),
+        change(result.covariance),
+        change(result.inliers),
+        result.status,
+        result.reason,
+        change(result.rms_px),
+        rivals,
+    )
+
+
+def _as_tensor(a: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    tensor = torch.as_tensor(a, device=device)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _attach(
+    result: PnPResult, arrays: tuple[Any, Any, Any], camera: Camera, options: PnPOptions, device: torch.device
+) -> PnPResult:
+    """The float64 torch result with the poses put into the graph of the inputs."""
+    obj, px, cov = (None if a is None else to_tensor(a).to(device, torch.float64) for a in arrays)
+    if cov is None:
+        cov = options.noise_px**2 * torch.eye(2, dtype=torch.float64, device=device).expand(*px.shape[:-1], 2, 2)
+
+    def pose(p: Pose) -> Pose:
+        return implicit_pose(p, obj, px, cov, camera, result.inliers, options.kernel, options.kernel_sigma)
+
+    rivals = tuple(Alternative(pose(a.pose), a.covariance, a.weight, a.rms_px) for a in result.alternatives)
+    return PnPResult(
+        pose(result.pose), result.covariance, result.inliers, result.status, result.reason, result.rms_px, rivals
+    )

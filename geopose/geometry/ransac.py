@@ -1,0 +1,170 @@
+"""Robust estimation: minimal samples, truncated scores in standard deviations, local optimisation, significance."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from geopose.geometry._arrays import Array
+from geopose.geometry.p3p import p3p
+from geopose.geometry.pose import Pose
+from geopose.geometry.refine import Reprojection, fast_pose, levenberg_marquardt, namespace
+
+_BLOCK = 128  # samples of the first look; the rest are drawn only where it did not settle the matter
+_CHUNK = 4_000_000  # numbers in one array of scores
+
+
+def sample_triplets(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    """(H, 3) int, H <= `most`, distinct triplets of range(count): all of them in random order, or a random choice."""
+    if count < 3:
+        return np.zeros((0, 3), int)
+    if math.comb(count, 3) <= 4 * most:
+        every = np.array(list(itertools.combinations(range(count), 3)))
+        return every[rng.permutation(len(every))[:most]]
+    keys = rng.random((most, count))
+    return np.argpartition(keys, 3, axis=1)[:, :3]
+
+
+def hypothesise(
+    problem: Reprojection, gate: float, most: int, keep: int, seed: int
+) -> tuple[Pose, Array]:
+    """The `keep` best of all three-point poses, batch (keep, B), and their truncated costs (keep, B).
+
+    Args:
+        problem: pinhole problem, batch (B,), normalised coordinates; points of weight zero are never drawn.
+        gate: standard deviations beyond which a residual costs no more.
+        most: samples per item.
+        seed: of the samples. An item's samples depend on it and on the item's number of points only.
+    Notes:
+        Every sample gives up to four poses (`p3p`), every pose is scored on every point at once: MSAC (Torr and
+        Zisserman 2000) in Mahalanobis units. The first block of samples ends the search where the best pose's
+        share e of inliers leaves a chance (1 - e^3)^H below 1e-6 of never having drawn three inliers.
+    """
+    xp = namespace(problem.points)
+    weight = problem.whiten[..., 0, :]
+    valid = _to_numpy(weight) > 0  # (B, N)
+    tables = {n: sample_triplets(n, most, np.random.default_rng(seed)) for n in np.unique(valid.sum(-1)).tolist()}
+    order = np.argsort(~valid, axis=-1, kind="stable")
+    active = np.arange(len(valid))
+    best_pose, best_cost = None, None
+    for block in (slice(0, _BLOCK), slice(_BLOCK, most)):
+        size = max((len(tables[n][block]) for n in valid[active].sum(-1).tolist()), default=0)
+        if size == 0:
+            break
+        index = np.zeros((len(active), size, 3), int)
+        for row, item in enumerate(active):
+            table = tables[int(valid[item].sum())][block]
+            index[row, : len(table)] = order[item][table]  # rows left at 0, 0, 0 give no pose
+        sub = problem if len(active) == len(valid) else problem.item(_like(active, problem.points))
+        pose, cost = _score_samples(sub, _like(index, problem.points), gate, keep)
+        if best_pose is None:
+            best_pose, best_cost = pose, cost
+        else:
+            old = fast_pose(best_pose.R[:, active], best_pose.t[:, active])
+            both = fast_pose(xp.concatenate([old.R, pose.R]), xp.concatenate([old.t, pose.t]))
+            pose, cost = _best(both, xp.concatenate([best_cost[:, active], cost]), keep)
+            best_pose.R[:, active], best_pose.t[:, active], best_cost[:, active] = pose.R, pose.t, cost
+        d2 = squared_residuals(problem, fast_pose(best_pose.R[0], best_pose.t[0]))
+        share = _to_numpy(((d2 < gate * gate) & (weight > 0)).sum(-1)) / np.maximum(valid.sum(-1), 1)
+        missed = (1 - share**3) ** _BLOCK
+        active = np.flatnonzero(missed > 1e-6)
+        if len(active) == 0:
+            break
+    if best_pose is None:
+        raise ValueError("problem: expected an item with three points or more")
+    return best_pose, best_cost
+
+
+def _score_samples(problem: Reprojection, index: Array, gate: float, keep: int) -> tuple[Pose, Array]:
+    """The best `keep` poses (keep, B) and costs of the samples `index` (B, H, 3)."""
+    xp = namespace(problem.points)
+    batch, count = index.shape[:2]
+    rows = _like(np.arange(batch), problem.points)[:, None, None]
+    points = problem.points.mT[rows, index]  # (B, H, 3, 3)
+    xy = problem.xy.mT[rows, index]
+    rays = xp.concatenate([xy, xp.ones_like(xy[..., :1])], -1)
+    R, t = p3p(points, rays)  # (B, H, 4, 3, 3)
+    pose = fast_pose(R.reshape((batch, count * 4, 3, 3)), t.reshape((batch, count * 4, 3)))
+    wide = Reprojection(problem.points[:, None], problem.xy[:, None], problem.whiten[:, None])
+    cost = truncated_cost(wide, pose, gate)
+    pose = fast_pose(xp.moveaxis(pose.R, 1, 0), xp.moveaxis(pose.t, 1, 0))
+    return _best(pose, xp.moveaxis(cost, 1, 0), keep)
+
+
+def _best(pose: Pose, cost: Array, keep: int) -> tuple[Pose, Array]:
+    xp = namespace(cost)
+    if xp is np:
+        order = np.argsort(cost, axis=0, kind="stable")[:keep]
+    else:
+        order = torch.sort(cost, dim=0, stable=True)[1][:keep]
+    rows = _like(np.arange(cost.shape[1]), cost)[None]
+    return fast_pose(pose.R[order, rows], pose.t[order, rows]), cost[order, rows]
+
+
+def squared_residuals(problem: Reprojection, pose: Pose) -> Array:
+    """(..., N) squared Mahalanobis distances; infinite behind the camera and where the pose is not finite."""
+    xp = namespace(problem.points)
+    with np.errstate(all="ignore"):
+        r = problem.residual(pose)
+        d2 = (r * r).sum(-2)
+    return xp.where(xp.isnan(d2), xp.inf, d2)
+
+
+def truncated_cost(problem: Reprojection, pose: Pose, gate: float) -> Array:
+    """(...) sum of min(d^2, gate^2) over the points that count; infinite where the pose is not finite."""
+    xp = namespace(problem.points)
+    d2 = squared_residuals(problem, pose)
+    d2 = xp.where((problem.whiten[..., 0, :] > 0), xp.clip(d2, None, gate * gate), 0.0)
+    return xp.where(xp.isfinite(pose.t[..., 0]), d2.sum(-1), xp.inf)
+
+
+def optimise(problem: Reprojection, pose: Pose, gate: float, iterations: int) -> tuple[Pose, Array]:
+    """`pose` (K, B) moved to a local minimum of the truncated cost, and that cost.
+
+    A few steps under Geman-McClure's kernel first, whose wider basin takes in the inliers that a noisy
+    three-point pose has lost.
+    """
+    soft = levenberg_marquardt(
+        None, problem.linearise, pose, kernel="geman_mcclure", scale=gate, max_iterations=6, tolerance=0.1
+    )
+    hard = levenberg_marquardt(
+        None, problem.linearise, soft.pose, kernel="truncated", scale=gate, max_iterations=iterations, tolerance=1e-2
+    )
+    return hard.pose, hard.cost
+
+
+def log_false_alarms(chance: Array, inlier: Array, valid: Array) -> Array:
+    """(...) logarithm of the expected number of poses that fit random pixels as well as this one.
+
+    Args:
+        chance: (..., N) in (0, 1]: how likely a random pixel lies as close to its projection as the point does.
+        inlier, valid: (..., N) bool.
+    Notes:
+        Moisan and Stival, "A probabilistic criterion to detect rigid point matches", IJCV 2004: with n points,
+        k of them within chance p, (n - 3) C(n, k) C(k, 3) * 4 * p^(k - 3); the least over k. Four stands for the
+        solutions of three points. At most 3 inliers: +inf.
+    """
+    chance, inlier, valid = (_to_numpy(a) for a in (chance, inlier, valid))
+    n = valid.sum(-1)[..., None]
+    p = np.sort(np.where(inlier & valid, np.clip(chance, 1e-30, 1.0), np.inf), axis=-1)
+    k = np.arange(1, p.shape[-1] + 1)
+    lf = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, max(p.shape[-1], 4) + 2)))])  # log factorials
+    k_safe = np.minimum(np.maximum(k, 3), np.maximum(n, 3))
+    log_choose = lf[np.maximum(n, 3)] - lf[k_safe] - lf[np.maximum(n, 3) - k_safe]
+    log_seeds = lf[k_safe] - lf[3] - lf[k_safe - 3]
+    with np.errstate(all="ignore"):
+        value = np.log(4.0 * np.maximum(n - 3, 1)) + log_choose + log_seeds + (k - 3) * np.log(p)
+    value = np.where((k > 3) & np.isfinite(p), value, np.inf)
+    return value.min(-1)
+
+
+def _to_numpy(x: Array) -> np.ndarray:
+    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
+
+
+def _like(x: np.ndarray, like: Array) -> Any:
+    return torch.as_tensor(x, device=like.device) if isinstance(like, torch.Tensor) else x

@@ -1,0 +1,321 @@
+"""Least squares on SE(3): Levenberg-Marquardt, robust kernels, the reprojection residual.
+
+Arrays are numpy or torch, float64, with any leading dimensions; formulas are written once for both. Residuals
+come as (..., D, M): M observations of D components each, already divided by their standard deviations
+(whitened). A kernel acts on the squared length of one observation. Points lie on the last axis because that is
+three times as fast as (..., N, 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from geopose.geometry._arrays import Array
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+
+KERNELS = ("none", "truncated", "huber", "cauchy", "geman_mcclure")
+# damping: start, factor after success, factor after failure, bounds
+_START, _DOWN, _UP, _LOW, _HIGH = 1e-4, 0.1, 10.0, 1e-9, 1e6
+
+
+def namespace(x: Array) -> Any:
+    """The module, numpy or torch, whose functions take `x`."""
+    return torch if isinstance(x, torch.Tensor) else np
+
+
+def robust(squared: Array, kernel: str, scale: float) -> tuple[Array, Array]:
+    """Value rho(s) and slope rho'(s) of a kernel at squared whitened residuals s; `scale` in standard deviations.
+
+    Near zero every kernel is rho(s) = s. With c = scale: `truncated` min(s, c^2); `huber` 2 c sqrt(s) - c^2
+    beyond c; `cauchy` c^2 log(1 + s/c^2); `geman_mcclure` s / (1 + s/c^2), which tends to c^2.
+    """
+    xp, c2 = namespace(squared), scale * scale
+    if kernel == "none":
+        return squared, xp.ones_like(squared)
+    if kernel == "truncated":
+        inside = squared < c2
+        return xp.where(inside, squared, c2), xp.where(inside, 1.0, xp.zeros_like(squared))
+    if kernel == "huber":
+        root = xp.sqrt(xp.where(squared > c2, squared, c2))
+        return xp.where(squared > c2, 2 * scale * root - c2, squared), scale / root
+    q = 1 / (1 + squared / c2)
+    if kernel == "cauchy":
+        return -c2 * xp.log(q), q
+    if kernel == "geman_mcclure":
+        return xp.where(xp.isfinite(squared), squared * q, c2), q * q
+    raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")
+
+
+def fast_pose(R: Array, t: Array) -> Pose:
+    """`Pose(R, t)` without the checks, for arrays that were just computed."""
+    pose = object.__new__(Pose)
+    pose.__dict__.update(R=R, t=t)
+    return pose
+
+
+def small_step(pose: Pose, xi: Array) -> Pose:
+    """`pose` moved by `xi` (..., 6) = (rho, phi): to first order `pose.retract(xi)`, without trigonometry.
+
+    Cayley's map R = ((1 - a.a) I + 2 a a' + 2 [a]x) / (1 + a.a) with a = phi/2 is exactly orthonormal.
+    """
+    xp = namespace(xi)
+    half = xi[..., 3:] * 0.5
+    x, y, z = half[..., 0], half[..., 1], half[..., 2]
+    xx, yy, zz = x * x, y * y, z * z
+    k = 1 / (1 + xx + yy + zz)
+    k2 = 2 * k
+    xy, xz, yz, x, y, z = k2 * x * y, k2 * x * z, k2 * y * z, k2 * x, k2 * y, k2 * z
+    turn = xp.stack(
+        [k2 * (1 + xx) - 1, xy - z, xz + y, xy + z, k2 * (1 + yy) - 1, yz - x, xz - y, yz + x, k2 * (1 + zz) - 1], -1
+    ).reshape((*xi.shape[:-1], 3, 3))
+    return fast_pose(turn @ pose.R, (turn @ pose.t[..., None])[..., 0] + xi[..., :3])
+
+
+@dataclass(frozen=True)
+class Reprojection:
+    """Whitened reprojection residuals of N points for any number of poses.
+
+    points: (..., 3, N) object frame; xy: (..., 2, N) measured positions; whiten: (..., 3, N) the entries
+    00, 10, 11 of the lower triangular W with W'W the inverse covariance, all zero for a missing point.
+    Without a camera xy are normalised coordinates (z = 1 plane) and W is in their unit, which is exact for a
+    pinhole; with one xy are pixels and every projection goes through its distortion.
+    """
+
+    points: Array
+    xy: Array
+    whiten: Array
+    camera: Camera | None = None
+
+    def residual(self, pose: Pose) -> Array:
+        """(..., 2, N); infinite for a point that counts and is not in front of the camera."""
+        return self._evaluate(pose, False)[0]
+
+    def linearise(self, pose: Pose) -> tuple[Array, Array]:
+        """The residual (..., 2, N) and its derivative (..., 6, 2, N) with respect to the left tangent (rho, phi)."""
+        return self._evaluate(pose, True)
+
+    def select(self, keep: Array) -> Reprojection:
+        """The same problem with only the points where `keep` (..., N) holds."""
+        xp = namespace(self.points)
+        return Reprojection(self.points, self.xy, xp.where(keep[..., None, :], self.whiten, 0.0), self.camera)
+
+    def item(self, index: Any) -> Reprojection:
+        """The problems at `index` of the first batch dimension."""
+        camera = self.camera[index] if self.camera is not None and self.camera.batch_shape else self.camera
+        return Reprojection(self.points[index], self.xy[index], self.whiten[index], camera)
+
+    def _evaluate(self, pose: Pose, derivative: bool) -> tuple[Array, Array]:
+        xp = namespace(self.points)
+        points_cam = pose.R @ self.points + pose.t[..., None]
+        x, y, z = points_cam[..., 0, :], points_cam[..., 1, :], points_cam[..., 2, :]
+        w = self.whiten
+        w00, w10, w11 = w[..., 0, :], w[..., 1, :], w[..., 2, :]
+        behind = z <= 0
+        some_behind = bool(behind.any())
+        if some_behind:
+            z = xp.where(behind, 1.0, z)
+        shape = z.shape
+        J = None
+        if self.camera is None:
+            iz = 1 / z
+            u, v = x * iz, y * iz
+        else:
+            flat = xp.stack([x, y, z], -1)
+            px, d = self.camera.project_jacobian(flat)  # (..., N, 2), (..., N, 2, 3)
+            u, v = px[..., 0], px[..., 1]
+        eu, ev = u - self.xy[..., 0, :], v - self.xy[..., 1, :]
+        r = xp.empty((*shape[:-1], 2, shape[-1])) if xp is np else z.new_empty((*shape[:-1], 2, shape[-1]))
+        r[..., 0, :] = w00 * eu
+        r[..., 1, :] = w10 * eu + w11 * ev
+        if some_behind:
+            r = xp.where((behind & (w00 > 0))[..., None, :], np.inf, r)
+        if not derivative:
+            return r, J
+        if self.camera is None:
+            # rows of d(u, v) / d(rho, phi) of a pinhole
+            uv = u * v
+            du = (iz, None, -u * iz, -uv, 1 + u * u, -v)
+            dv = (None, iz, -v * iz, -1 - v * v, uv, u)
+        else:
+            ux, uy, uz, vx, vy, vz = (d[..., i, j] for i in (0, 1) for j in (0, 1, 2))
+            du = (ux, uy, uz, uz * y - uy * z, ux * z - uz * x, uy * x - ux * y)
+            dv = (vx, vy, vz, vz * y - vy * z, vx * z - vz * x, vy * x - vx * y)
+        size = (*shape[:-1], 6, 2, shape[-1])
+        J = xp.empty(size) if xp is np else z.new_empty(size)
+        for k in range(6):
+            a, b = du[k], dv[k]
+            if a is None:
+                J[..., k, 0, :] = 0
+                J[..., k, 1, :] = w11 * b
+            else:
+                J[..., k, 0, :] = w00 * a
+                J[..., k, 1, :] = w10 * a if b is None else w10 * a + w11 * b
+        return r, J
+
+
+@dataclass(frozen=True)
+class LMResult:
+    """What `levenberg_marquardt` found: pose, cost sum(rho) (...), information (..., 6, 6) = J'WJ in tangent order,
+    converged (...) bool, iterations (the most that any item took)."""
+
+    pose: Pose
+    cost: Array
+    information: Array
+    converged: Array
+    iterations: int
+
+
+def levenberg_marquardt(
+    residual_fn: Callable[[Pose], Array] | None,
+    jacobian_fn: Callable[[Pose], tuple[Array, Array]],
+    pose: Pose,
+    *,
+    kernel: str = "none",
+    scale: float = 1.0,
+    max_iterations: int = 30,
+    tolerance: float = 1e-7,
+    frozen: Array | None = None,
+) -> LMResult:
+    """The pose of least sum(rho(|r|^2)) near `pose`.
+
+    Args:
+        residual_fn: pose -> whitened residuals (..., D, M). None: `jacobian_fn` is called for trial steps too,
+            which is cheaper when most steps succeed.
+        jacobian_fn: pose -> (residuals (..., D, M), derivatives (..., 6, D, M)) with respect to the left tangent
+            (rho, phi). Observations that do not count are zero in both. An infinite residual forbids a step.
+        pose: starts, batch (...); numpy or torch float64.
+        kernel, scale: see `robust`; `scale` in standard deviations.
+        max_iterations: most trial steps.
+        tolerance: an item stops when its next step is shorter than this, in standard deviations of the pose.
+        frozen: (...) bool, items to leave alone.
+    Notes:
+        Marquardt 1963 with the scaling of the diagonal. Every item has its own damping, accepts only steps that
+        lower its own cost, and stops by itself; a NaN item leaves its neighbours bit-identical.
+        The gradient is exact for every kernel, the Hessian is the Gauss-Newton one with weights rho'.
+    """
+    xp = namespace(pose.R)
+    r, J = jacobian_fn(pose)
+    cost, A, g = _normal_equations(xp, r, J, kernel, scale)
+    done = ~xp.isfinite(cost)
+    if frozen is not None:
+        done = done | frozen
+    converged = xp.zeros_like(done)
+    damping = xp.full_like(cost, _START)
+    eye = xp.eye(6) if xp is np else torch.eye(6, dtype=pose.R.dtype, device=pose.R.device)
+    flat = False
+    count = 0
+    for count in range(1, max_iterations + 1):
+        diagonal = (A * eye).sum(-1)
+        lhs = A + eye * (diagonal * damping[..., None] + (diagonal <= 0))[..., None]
+        if not bool(xp.isfinite(cost).all()):
+            lhs = xp.where(xp.isfinite(lhs.sum((-1, -2)))[..., None, None], lhs, eye)
+        step = -xp.linalg.solve(lhs, g[..., None])[..., 0]
+        length = -(step * g).sum(-1)  # squared length of the step in standard deviations (undamped)
+        trial = small_step(pose, step)
+        if residual_fn is None:
+            r_new, J_new = jacobian_fn(trial)
+            cost_new, A_new, g_new = _normal_equations(xp, r_new, J_new, kernel, scale)
+        else:
+            cost_new = robust(_squares(residual_fn(trial)), kernel, scale)[0].sum(-1)
+        # at the optimum rounding decides between equals: such a step counts as taken
+        small = length <= tolerance * tolerance
+        better = (cost_new < cost) & ~done
+        flat = small & (cost_new <= cost * (1 + 1e-12) + 1e-24) & ~done
+        take = better | flat
+        converged = converged | (small & ~done)
+        if bool(take.all()):
+            pose, cost = trial, cost_new
+        else:
+            pose = fast_pose(
+                xp.where(take[..., None, None], trial.R, pose.R), xp.where(take[..., None], trial.t, pose.t)
+            )
+            cost = xp.where(take, cost_new, cost)
+        stuck = ~take & (damping >= _HIGH)
+        done = done | small | stuck
+        if bool(done.all()) and residual_fn is None:
+            A, g = _pick(xp, take, A_new, A), g
+            break
+        damping = xp.clip(damping * xp.where(take, _DOWN, _UP), _LOW, _HIGH)
+        if residual_fn is None:
+            A, g = _pick(xp, take, A_new, A), _pick(xp, take, g_new, g)
+        else:
+            _, A, g = _normal_equations(xp, *jacobian_fn(pose), kernel, scale)
+            if bool(done.all()):
+                break
+    return LMResult(pose, cost, A, converged, count)
+
+
+def _pick(xp: Any, take: Array, a: Array, b: Array) -> Array:
+    if bool(take.all()):
+        return a
+    return xp.where(take.reshape((*take.shape, *(1,) * (a.ndim - take.ndim))), a, b)
+
+
+def _squares(r: Array) -> Array:
+    return (r * r).sum(-2)
+
+
+def _normal_equations(xp: Any, r: Array, J: Array, kernel: str, scale: float) -> tuple[Array, Array, Array]:
+    """Cost (...), J'WJ (..., 6, 6) and J'Wr (..., 6)."""
+    value, weight = robust(_squares(r), kernel, scale)
+    cost = value.sum(-1)
+    flat = J.reshape((*J.shape[:-3], 6, -1))
+    if kernel == "none":
+        return cost, flat @ flat.mT, (flat @ r.reshape((*r.shape[:-2], -1, 1)))[..., 0]
+    weighted = (J * weight[..., None, None, :]).reshape(flat.shape)
+    r = xp.where(xp.isfinite(r), r, 0.0)
+    return cost, weighted @ flat.mT, (weighted @ r.reshape((*r.shape[:-2], -1, 1)))[..., 0]
+
+
+def implicit_pose(
+    pose: Pose, points_obj: Array, points_px: Array, cov_px: Array, camera: Camera, counts: Array, kernel: str, scale: float
+) -> Pose:
+    """`pose` itself, made a differentiable function of points, pixels, covariances and camera.
+
+    Args:
+        pose: minimum of the sum of rho(squared whitened residual), batch (...), torch float64.
+        points_obj, points_px, cov_px: (..., N, 3), (..., N, 2), (..., N, 2, 2), torch float64.
+        counts: (..., N) bool, the points that entered the minimum.
+        kernel, scale: see `robust`.
+    Notes:
+        Implicit function theorem: at the minimum the gradient g(xi, theta) is zero, so d xi = -H^-1 (dg/dtheta)
+        d theta with the full Hessian H. One Newton step whose value is cut off has that derivative, at the memory
+        of one evaluation. Items whose pose is not finite, or whose Hessian is singular, get no gradient.
+    """
+    with torch.enable_grad():
+        use = counts & torch.isfinite(pose.t.detach()).all(-1)[..., None]
+        centre = torch.where(torch.isfinite(pose.t), pose.t, torch.zeros_like(pose.t)).detach()
+        eye3 = torch.eye(3, dtype=pose.R.dtype, device=pose.R.device)
+        base = fast_pose(torch.where(torch.isfinite(pose.R), pose.R, eye3).detach(), centre)
+        xi = torch.zeros((*base.t.shape[:-1], 6), dtype=base.t.dtype, device=base.t.device, requires_grad=True)
+        moved = small_step(base, xi)
+        obj = torch.where(use[..., None], points_obj, torch.zeros_like(points_obj))
+        cam = obj @ moved.R.mT + moved.t[..., None, :]
+        cam = torch.where(use[..., None], cam, torch.ones_like(cam))
+        px = torch.where(use[..., None], points_px, torch.zeros_like(points_px))
+        e = torch.where(use[..., None], camera.project(cam) - px, torch.zeros_like(px))
+        cov = torch.where(use[..., None, None], cov_px, eye3[:2, :2])
+        a, b, d = cov[..., 0, 0], (cov[..., 0, 1] + cov[..., 1, 0]) / 2, cov[..., 1, 1]
+        x, y = e[..., 0], e[..., 1]
+        squared = (d * x * x - 2 * b * x * y + a * y * y) / (a * d - b * b)
+        value = torch.where(use, robust(squared, kernel, scale)[0], torch.zeros_like(squared)).sum()
+        (g,) = torch.autograd.grad(value, xi, create_graph=True)
+        rows = [torch.autograd.grad(g[..., k].sum(), xi, retain_graph=True)[0] for k in range(6)]
+        H = torch.stack(rows, -2).detach()
+        diagonal = H.diagonal(dim1=-2, dim2=-1)
+        root = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
+        scaled = H / root[..., None] / root[..., None, :]
+        fine = torch.isfinite(scaled).all(-1).all(-1) & (torch.linalg.det(scaled).abs() > 1e-24)
+        eye = torch.eye(6, dtype=H.dtype, device=H.device)
+        inverse = torch.linalg.inv(torch.where(fine[..., None, None], scaled, eye))
+        step = -(inverse @ (g / root)[..., None])[..., 0] / root
+        step = torch.where(fine[..., None], step, torch.zeros_like(step))
+        step = step - step.detach()
+        moved = small_step(fast_pose(pose.R.detach(), pose.t.detach()), step)
+        return moved
