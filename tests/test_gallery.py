@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from geopose.cad.gallery import xwing
+from geopose.cad.gallery import iss, xwing
 from geopose.cad.gallery.parts import box, chamfered, divided, loft, revolve, tube
 from geopose.cad.model import CadModel, load_cad
 
-MAKERS = {"xwing": xwing}
-LENGTHS = {"xwing": (12.5, 11.6, 3.8)}  # metres along x, y, z
+MAKERS = {"iss": iss, "xwing": xwing}
+LENGTHS = {"iss": (73.8, 109.0, 24.5), "xwing": (12.5, 11.6, 3.8)}  # metres along x, y, z
 
 
 @pytest.fixture(scope="module", params=sorted(MAKERS))
@@ -94,12 +94,13 @@ def test_named_keypoints_lie_on_the_surface_and_are_spread(model: CadModel) -> N
 
 def test_left_keypoints_have_right_partners(model: CadModel) -> None:
     named = model.named_keypoints
-    left = [key for key in named if "left" in key]
+    left = [key for key in named if "left" in key or "port" in key.split("_")[-1:] and key != "docking_port"]
     assert len(left) >= 4
     for key in left:
         x, y, z = named[key]
         assert y > 0
-        np.testing.assert_allclose(named[key.replace("left", "right")], (x, -y, z), atol=1e-5)
+        partner = key.replace("left", "right").replace("port", "starboard")
+        np.testing.assert_allclose(named[partner], (x, -y, z), atol=1e-5)
 
 
 def test_no_turn_maps_the_object_onto_itself(model: CadModel) -> None:

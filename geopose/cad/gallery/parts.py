@@ -138,9 +138,9 @@ def revolve(
 ) -> Part:
     """Solid of revolution about the x axis from points (x, radius, colour of the band to the next).
 
-    The profile starts and ends on the axis, or at a ring closed by a flat cap of the neighbouring colour; it may
-    run back and forth, which makes cups and nozzles. Bands longer than `step` metres are cut; `phase` turns the
-    ring by that many sides. The colour of the last point is not used.
+    The profile starts and ends on the axis, or at a ring closed by a flat cap of the neighbouring colour; it
+    may run back and forth, which makes cups and nozzles. Bands longer than `step` metres are cut; `phase`
+    turns the ring by that many sides. The colour of the last point is not used.
     """
     points: list[tuple[float, float]] = []
     bands: list[Rgb] = []
