@@ -305,9 +305,9 @@ def _upward(axis: Array) -> Array:
 
 
 def front(axis: Array) -> Array:
-    """The side of a continuous axis on which training keeps the camera: a unit vector (3,) perpendicular to it.
+    """The side of a continuous axis on which training keeps the camera: a unit vector (3,) across it.
 
-    The half plane through the axis in this direction stands for all views that differ by a turn about the axis.
+    The half plane from the axis in this direction stands for all views that differ by a turn about the axis.
     """
     other = np.cross(axis, np.eye(3)[np.argmin(np.abs(axis))])
     return other / np.linalg.norm(other)
