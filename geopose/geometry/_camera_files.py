@@ -16,7 +16,14 @@ from geopose.geometry.camera import Camera
 _JSON_NUMBERS = ("fx", "fy", "cx", "cy", "width", "height")
 _JSON_KNOWN = (*_JSON_NUMBERS, "distortion", "focal_rel_std", "depth_scale")
 _MATRIX_KEYS = ("camera_matrix", "K", "cameraMatrix", "Camera_Matrix", "intrinsic_matrix", "M1")
-_DISTORTION_KEYS = ("distortion_coefficients", "dist", "distCoeffs", "dist_coeffs", "Distortion_Coefficients", "D")
+_DISTORTION_KEYS = (
+    "distortion_coefficients",
+    "dist",
+    "distCoeffs",
+    "dist_coeffs",
+    "Distortion_Coefficients",
+    "D",
+)
 _WIDTH_KEYS = ("image_width", "image_Width", "imageWidth", "width")
 _HEIGHT_KEYS = ("image_height", "image_Height", "imageHeight", "height")
 # COLMAP's parameters by name; f stands for fx = fy. Its distortion terms mean what OpenCV's mean.
@@ -41,7 +48,9 @@ def load_camera(path: str | os.PathLike[str], camera_id: int | None = None) -> C
             return _from_opencv(path)
         if suffix == ".txt":
             return _from_colmap(path, camera_id)
-        raise ValueError(f"expected .json, .yml, .yaml, .xml or COLMAP's cameras.txt, got {suffix or 'no suffix'!r}")
+        raise ValueError(
+            f"expected .json, .yml, .yaml, .xml or COLMAP's cameras.txt, got {suffix or 'no suffix'!r}"
+        )
     except ValueError as error:
         raise ValueError(f"camera file {path}: {error}") from error
 
@@ -50,7 +59,9 @@ def save_camera(camera: Camera, path: str | os.PathLike[str]) -> None:
     """Write one camera as our JSON, which BOP's tools read as well."""
     camera = camera.numpy()
     if np.ndim(camera.fx) or np.ndim(camera.distortion) > 1:
-        raise ValueError(f"camera: expected one camera to save, got a batch {camera.batch_shape}; index it first")
+        raise ValueError(
+            f"camera: expected one camera to save, got a batch {camera.batch_shape}; index it first"
+        )
     fields: dict[str, Any] = {name: float(getattr(camera, name)) for name in ("fx", "fy", "cx", "cy")}
     fields |= {"width": camera.size_wh[0], "height": camera.size_wh[1]}
     fields |= {"distortion": [float(v) for v in camera.distortion], "focal_rel_std": camera.focal_rel_std}
@@ -67,7 +78,9 @@ def _number(name: str, value: Any) -> float:
 def _from_json(path: Path) -> Camera:
     fields = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(fields, dict):
-        raise ValueError(f"expected a JSON object with {', '.join(_JSON_NUMBERS)}, got a {type(fields).__name__}")
+        raise ValueError(
+            f"expected a JSON object with {', '.join(_JSON_NUMBERS)}, got a {type(fields).__name__}"
+        )
     missing = [name for name in _JSON_NUMBERS if name not in fields]
     unknown = sorted(set(fields) - set(_JSON_KNOWN))
     if missing or unknown:
@@ -79,7 +92,8 @@ def _from_json(path: Path) -> Camera:
         raise ValueError(f"field 'distortion': expected a list of numbers, got {distortion!r}")
     return Camera(
         fx, fy, cx, cy, (width, height),  # type: ignore[arg-type]  # checked to be whole there
-        tuple(_number("distortion", v) for v in distortion), _number("focal_rel_std", fields.get("focal_rel_std", 0)),
+        tuple(_number("distortion", v) for v in distortion),
+        _number("focal_rel_std", fields.get("focal_rel_std", 0)),
     )  # fmt: skip
 
 

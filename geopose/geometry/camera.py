@@ -1,7 +1,7 @@
 """Camera: pixels from points and back; the only home of the half pixel.
 
-Camera axes are +x right, +y down, +z forward. Pixels are (x, y), an integer is a pixel's centre, and an image of
-width W spans -0.5 ... W - 0.5.
+Camera axes are +x right, +y down, +z forward. Pixels are (x, y), an integer is a pixel's centre, and an
+image of width W spans -0.5 ... W - 0.5.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geopose.geometry._arrays import Array, as_float_array, back_to_numpy, check_last, either, is_array, to_tensor
+from geopose.geometry._arrays import (
+    Array,
+    as_float_array,
+    back_to_numpy,
+    check_last,
+    either,
+    is_array,
+    to_tensor,
+)
 
 _COUNTS = (0, 4, 5, 8, 12)
 _NEWTON_STEPS = 50
@@ -27,9 +35,10 @@ _NEWTON_STEPS = 50
 class Camera:
     """A pinhole camera with OpenCV's distortion.
 
-    fx, fy, cx, cy: pixels, numbers or arrays (...); size_wh: width and height of the image; distortion: (k1, k2,
-    p1, p2[, k3[, k4, k5, k6[, s1, s2, s3, s4]]]), OpenCV's order, also (..., D); focal_rel_std: standard deviation of
-    the focal length over itself, 0 where it was calibrated. Raises ValueError on values that no camera has.
+    fx, fy, cx, cy: pixels, numbers or arrays (...); size_wh: width and height of the image; distortion: (k1,
+    k2, p1, p2[, k3[, k4, k5, k6[, s1, s2, s3, s4]]]), OpenCV's order, also (..., D); focal_rel_std: standard
+    deviation of the focal length over itself, 0 where it was calibrated. Raises ValueError on values that no
+    camera has.
     """
 
     fx: Any
@@ -126,8 +135,8 @@ class Camera:
     def project(self, points_cam: Array) -> Array:
         """Pixels (..., N, 2) of `points_cam` (..., N, 3), metres; NaN where z <= 0 or not finite.
 
-        With strong barrel distortion a point far outside the field of view folds back into the image, as it does
-        in OpenCV.
+        With strong barrel distortion a point far outside the field of view folds back into the image, as it
+        does in OpenCV.
         """
         xy, _, ok = _pinhole(points_cam)
         fx, fy, cx, cy = self._intrinsics(points_cam)
@@ -163,8 +172,8 @@ class Camera:
     def normalise(self, points_px: Array) -> Array:
         """Undistorted (x/z, y/z) (..., N, 2) of the pixels `points_px` (..., N, 2).
 
-        The distortion is inverted by damped Newton steps in float64; NaN where no undistorted point on the near side
-        of the fold projects there. First derivatives come from the implicit function theorem.
+        The distortion is inverted by damped Newton steps in float64; NaN where no undistorted point on the
+        near side of the fold projects there. First derivatives come from the implicit function theorem.
         """
         check_last("points_px", points_px, None, 2)
         fx, fy, cx, cy = self._intrinsics(points_px)
@@ -174,7 +183,7 @@ class Camera:
 
     @either
     def unproject(self, points_px: Array, depth: Array | None = None) -> Array:
-        """Rays (x, y, 1) (..., N, 3) of `points_px` (..., N, 2); with `depth` (..., N), z in metres, the points."""
+        """Rays (x, y, 1) (..., N, 3) of `points_px` (..., N, 2), times `depth` (..., N), z, if given."""
         xy = self.normalise(points_px)
         rays = torch.cat([xy, torch.ones_like(xy[..., :1])], -1)
         if depth is None:
@@ -283,10 +292,14 @@ def _distortion(value: Any) -> Any:
         raise ValueError(f"distortion: expected finite coefficients (..., D), got {value}")
     if array.shape[-1] == 14:
         if bool((array[..., 12:] != 0).any()):
-            raise ValueError("distortion: a tilted sensor (tauX, tauY) is not supported; expected at most 12 numbers")
+            raise ValueError(
+                "distortion: a tilted sensor (tauX, tauY) is not supported; expected at most 12 numbers"
+            )
         array = array[..., :12]
     if array.shape[-1] not in _COUNTS:
-        raise ValueError(f"distortion: expected {_COUNTS} coefficients in OpenCV's order, got {array.shape[-1]}")
+        raise ValueError(
+            f"distortion: expected {_COUNTS} coefficients in OpenCV's order, got {array.shape[-1]}"
+        )
     return tuple(float(v) for v in array) if not isinstance(array, Tensor) and array.ndim == 1 else array
 
 
@@ -341,7 +354,8 @@ def _solve_2x2(J: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     (a, b), (c, d) = J[..., 0, :].unbind(-1), J[..., 1, :].unbind(-1)
     det = a * d - b * c
     safe = torch.where(det == 0, torch.ones_like(det), det)
-    return torch.stack([d * v[..., 0] - b * v[..., 1], a * v[..., 1] - c * v[..., 0]], -1) / safe[..., None], det
+    solution = torch.stack([d * v[..., 0] - b * v[..., 1], a * v[..., 1] - c * v[..., 0]], -1)
+    return solution / safe[..., None], det
 
 
 def _undistort(target: Tensor, c: list[Tensor]) -> Tensor:
@@ -362,7 +376,9 @@ def _undistort(target: Tensor, c: list[Tensor]) -> Tensor:
             trial_error = (_distort(trial, detached) - goal).norm(dim=-1, keepdim=True)
             better = active & (trial_error < error)
             xy, error = torch.where(better, trial, xy), torch.where(better, trial_error, error)
-            damping = torch.where(better, (2 * damping).clamp(max=1), torch.where(active, damping / 2, damping))
+            damping = torch.where(
+                better, (2 * damping).clamp(max=1), torch.where(active, damping / 2, damping)
+            )
         J = _distortion_jacobian(xy, detached)
         _, det = _solve_2x2(J, xy)
         ok = (error < 1e-9 * (1 + goal.norm(dim=-1, keepdim=True))) & (det[..., None] > 0)

@@ -30,12 +30,16 @@ class Pose:
         check_last("R", R, 3, 3)
         check_last("t", t, 3)
         if isinstance(R, Tensor) != isinstance(t, Tensor):
-            raise ValueError(f"R, t: expected both numpy or both torch, got {type(R).__name__}, {type(t).__name__}")
+            raise ValueError(
+                f"R, t: expected both numpy or both torch, got {type(R).__name__}, {type(t).__name__}"
+            )
         if R.shape[:-2] != t.shape[:-1]:
             try:
                 batch = np.broadcast_shapes(tuple(R.shape[:-2]), tuple(t.shape[:-1]))
             except ValueError:
-                raise ValueError(f"R, t: leading dimensions of {tuple(R.shape)} and {tuple(t.shape)} do not match") from None
+                raise ValueError(
+                    f"R, t: leading dimensions of {tuple(R.shape)} and {tuple(t.shape)} do not match"
+                ) from None
             expand: Any = torch.broadcast_to if isinstance(R, Tensor) else np.broadcast_to
             R, t = expand(R, (*batch, 3, 3)), expand(t, (*batch, 3))
         object.__setattr__(self, "R", R)
@@ -53,7 +57,9 @@ class Pose:
         if matrix.shape[-2] == 4:
             row = abs(matrix[..., 3, :] - as_like([0.0, 0.0, 0.0, 1.0], matrix))
             if bool((row > 1e-6).any()):
-                raise ValueError("matrix: expected the last row (0, 0, 0, 1); is it transposed or a projection?")
+                raise ValueError(
+                    "matrix: expected the last row (0, 0, 0, 1); is it transposed or a projection?"
+                )
         return cls(matrix[..., :3, :3], matrix[..., :3, 3])
 
     @classmethod

@@ -1,7 +1,7 @@
 """Rotations: exponential, logarithm, quaternions, 6D, angles, Procrustes.
 
-Every function takes numpy arrays or torch tensors with any leading dimensions and returns the same kind in the
-same dtype. Element i of a batch never depends on element j. Series replace the closed forms near the zero
+Every function takes numpy arrays or torch tensors with any leading dimensions and returns the same kind in
+the same dtype. Element i of a batch never depends on element j. Series replace the closed forms near the zero
 rotation, so that values and first derivatives stay exact there.
 """
 
@@ -40,7 +40,9 @@ def so3_coefficients(squared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             small, series(x, (1 / 2, -1 / 24, 1 / 720, -1 / 40320, 1 / 3628800)), 2 * half * half / (a * a)
         ),
         torch.where(
-            small, series(x, (1 / 6, -1 / 120, 1 / 5040, -1 / 362880, 1 / 39916800)), (a - torch.sin(a)) / a**3
+            small,
+            series(x, (1 / 6, -1 / 120, 1 / 5040, -1 / 362880, 1 / 39916800)),
+            (a - torch.sin(a)) / a**3,
         ),
     )
 
@@ -68,8 +70,8 @@ def exp_so3(phi: Array) -> Array:
 def log_so3(R: Array) -> Array:
     """The rotation vector (..., 3) of `R` (..., 3, 3), radians, length at most pi.
 
-    Goes through the quaternion, so that it stays exact near pi, where the trace formula loses half its digits.
-    At exactly pi the axis has two signs and one of them is returned.
+    Goes through the quaternion, so that it stays exact near pi, where the trace formula loses half its
+    digits. At exactly pi the axis has two signs and one of them is returned.
     """
     check_last("R", R, 3, 3)
     q = quat_wxyz_from_matrix(R)
@@ -153,7 +155,9 @@ def geodesic_angle(Ra: Array, Rb: Array) -> Array:
     check_last("Ra", Ra, 3, 3)
     check_last("Rb", Rb, 3, 3)
     R = Ra.mT @ Rb
-    axis = torch.stack([R[..., 2, 1] - R[..., 1, 2], R[..., 0, 2] - R[..., 2, 0], R[..., 1, 0] - R[..., 0, 1]], -1)
+    axis = torch.stack(
+        [R[..., 2, 1] - R[..., 1, 2], R[..., 0, 2] - R[..., 2, 0], R[..., 1, 0] - R[..., 0, 1]], -1
+    )
     return torch.atan2(safe_norm(axis), R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
 
 
@@ -176,7 +180,9 @@ def project_to_so3(M: Array) -> Array:
         R, s = (U * sign[..., None, :]) @ Vt, s * sign
         sums = s[..., :, None] + s[..., None, :]
         usable = sums > 64 * torch.finfo(M.dtype).eps * s[..., :1, None]
-        inverse = torch.where(usable, 1 / torch.where(usable, sums, torch.ones_like(sums)), torch.zeros_like(sums))
+        inverse = torch.where(
+            usable, 1 / torch.where(usable, sums, torch.ones_like(sums)), torch.zeros_like(sums)
+        )
     if M.requires_grad:
         A = Vt @ R.mT @ safe @ Vt.mT  # symmetric up to rounding; its skew part carries the derivative
         R = R + R @ Vt.mT @ ((A - A.mT) * inverse) @ Vt
@@ -196,7 +202,9 @@ def procrustes(src: Array, dst: Array, weights: Array | None = None) -> tuple[Ar
     check_last("src", src, None, 3)
     check_last("dst", dst, None, 3)
     if src.shape[-2] != dst.shape[-2] or src.shape[-2] < 1:
-        raise ValueError(f"src, dst: expected the same number (>= 1) of points, got {src.shape[-2]}, {dst.shape[-2]}")
+        raise ValueError(
+            f"src, dst: expected the same number (>= 1) of points, got {src.shape[-2]}, {dst.shape[-2]}"
+        )
     w = torch.ones_like(src[..., 0]) if weights is None else weights
     check_last("weights", w, src.shape[-2])
     w = (w / w.sum(-1, keepdim=True))[..., None]
@@ -206,7 +214,7 @@ def procrustes(src: Array, dst: Array, weights: Array | None = None) -> tuple[Ar
 
 
 def random_rotation(shape: tuple[int, ...], generator: torch.Generator | np.random.Generator) -> Any:
-    """Rotations (*shape, 3, 3), float64, uniform over SO(3); a torch generator gives torch, a numpy one numpy."""
+    """Rotations (*shape, 3, 3), float64, uniform over SO(3), of the kind of the generator."""
     if isinstance(generator, torch.Generator):
         quat = torch.randn(*shape, 4, generator=generator, dtype=torch.float64, device=generator.device)
         return matrix_from_quat_wxyz(quat)

@@ -1,0 +1,118 @@
+"""Heatmaps: drawing Gaussians, and reading sub-pixel positions with their covariance.
+
+Pixels are those of the heatmap itself: (x, y), an integer is a pixel's centre.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from geopose.geometry._arrays import Array, check_last, either
+
+_WINDOW_STEPS = 8
+
+
+@either
+def gaussian_heatmaps(points_px: Array, size_hw: tuple[int, int], sigma: Array | float) -> Array:
+    """Heatmaps (..., K, H, W) with a Gaussian of peak one and width `sigma` pixels at `points_px` (..., K,
+    2).
+
+    sigma: a number or (..., K). A point that is not finite draws nothing; one outside draws its tail.
+    """
+    check_last("points_px", points_px, None, 2)
+    height, width = int(size_hw[0]), int(size_hw[1])
+    sigma = torch.as_tensor(sigma, dtype=points_px.dtype, device=points_px.device)
+    if not bool((sigma > 0).all()):
+        raise ValueError(f"sigma: expected a positive number of pixels, got {sigma}")
+    finite = torch.isfinite(points_px).all(-1)
+    x, y = torch.where(finite[..., None], points_px, torch.zeros_like(points_px)).unbind(-1)
+    along_x = torch.exp(-0.5 * ((_grid(width, x) - x[..., None]) / sigma[..., None]) ** 2)
+    along_y = torch.exp(-0.5 * ((_grid(height, y) - y[..., None]) / sigma[..., None]) ** 2)
+    return along_y[..., :, None] * along_x[..., None, :] * finite[..., None, None].to(points_px.dtype)
+
+
+@either
+def soft_argmax(logits: Array, window: float | None = None) -> tuple[Array, Array, Array]:
+    """Mean (..., K, 2), covariance (..., K, 2, 2) in pixels^2 and mass (..., K) of the spatial softmax.
+
+    Args:
+        logits: (..., K, H, W); half precision is computed and returned in float32.
+        window: None takes the whole map. A number restricts the distribution to a box of this half-width in
+            pixels around its own mean (found from the peak), so that a second peak does not pull; three
+            standard deviations of the peak are a good size. The box may reach over the border: the logits
+            are continued there by their own parabola (never rising), which keeps the mean of a Gaussian peak
+            unbiased up to the border. Mean and covariance are those inside the box, `mass` is its share of
+            the whole softmax.
+    Notes:
+        Mean and covariance are exact moments, taken about the mean (no difference of large numbers). A peak
+        narrower than a pixel has covariance near zero: add a floor before inverting it. The place of the box
+        is held fixed in the gradient.
+    """
+    check_last("logits", logits, None, None)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    height, width = logits.shape[-2:]
+    if window is None:
+        p = torch.softmax(logits.flatten(-2), -1).unflatten(-1, (height, width))
+        mean, cov = _moments(p, _grid(width, p), _grid(height, p))
+        return mean, cov, torch.ones_like(mean[..., 0])
+    if not window >= 1 or min(height, width) < 3:
+        raise ValueError(
+            f"window: expected a half-width >= 1 on a map of 3x3 or more, got {window} on {height}x{width}"
+        )
+    peak = logits.flatten(-2).max(-1)
+    pad = math.ceil(window) + 1
+    level = logits - peak.values.detach()[..., None, None]
+    p = torch.exp(_continued(_continued(level, pad).mT, pad).mT)
+    xs, ys = _grid(width + 2 * pad, p) - pad, _grid(height + 2 * pad, p) - pad
+    centre = torch.stack([peak.indices % width, peak.indices // width], -1).to(p.dtype)
+    with torch.no_grad():
+        for _ in range(_WINDOW_STEPS):
+            centre = _mean(p * _box(centre, xs, ys, window), xs, ys)
+    weighted = p * _box(centre, xs, ys, window)
+    inside = weighted[..., pad : pad + height, pad : pad + width].sum((-2, -1))
+    mean, cov = _moments(weighted / weighted.sum((-2, -1), keepdim=True), xs, ys)
+    return mean, cov, inside / torch.exp(level).sum((-2, -1))
+
+
+def _grid(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, dtype=like.dtype, device=like.device)
+
+
+def _mean(weight: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    total = weight.sum((-2, -1))
+    return torch.stack([weight.sum(-2) @ xs / total, weight.sum(-1) @ ys / total], -1)
+
+
+def _moments(p: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the distributions `p` (..., H, W), which sum to one."""
+    along_x, along_y = p.sum(-2), p.sum(-1)
+    mean = torch.stack([along_x @ xs, along_y @ ys], -1)
+    dx, dy = xs - mean[..., :1], ys - mean[..., 1:]
+    xx, yy = (along_x * dx * dx).sum(-1), (along_y * dy * dy).sum(-1)
+    xy = ((p @ dx[..., None]).squeeze(-1) * dy).sum(-1)
+    return mean, torch.stack([xx, xy, xy, yy], -1).unflatten(-1, (2, 2))
+
+
+def _box(centre: Tensor, xs: Tensor, ys: Tensor, half: float) -> Tensor:
+    """The share of each pixel (..., H, W) in the box of half-width `half` around `centre` (..., 2)."""
+    x = (half + 0.5 - (xs - centre[..., :1]).abs()).clamp(0, 1)
+    y = (half + 0.5 - (ys - centre[..., 1:]).abs()).clamp(0, 1)
+    return y[..., :, None] * x[..., None, :]
+
+
+def _continued(logits: Tensor, pad: int) -> Tensor:
+    """`logits` with `pad` columns more on either side, by the parabola of the last three, never rising."""
+    sides = []
+    for a, b, c in ((0, 1, 2), (-1, -2, -3)):
+        columns = [logits[..., c], logits[..., b], logits[..., a]]
+        for _ in range(pad):
+            new = 3 * columns[-1] - 3 * columns[-2] + columns[-3]
+            usable = torch.isfinite(new) & (new < columns[-1])
+            columns.append(torch.where(usable, new, columns[-1]))
+        sides.append(columns[3:])
+    left, right = sides
+    return torch.cat([torch.stack(left[::-1], -1), logits, torch.stack(right, -1)], -1)

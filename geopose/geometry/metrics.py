@@ -1,0 +1,229 @@
+"""Errors of poses as the literature defines them, and the bound that no unbiased estimator beats.
+
+Poses have any leading dimensions; `points` are (V, 3) or (..., V, 3), object frame, metres; `symmetries` (S,
+4, 4) move the object onto itself, the identity among them; None means the identity alone. An error of a pose
+that is not finite is NaN. Lower is better everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from geopose.geometry._arrays import Array, as_float_array, check_last, either, to_tensor
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+from geopose.geometry.rotation import geodesic_angle, hat, safe_norm
+
+# Thresholds of correctness of the BOP challenge (Hodan et al., ECCVW 2020, section 2.4).
+BOP_FRACTIONS = tuple(round(0.05 * k, 2) for k in range(1, 11))
+VSD_DELTA = 0.015  # metres
+
+
+@either
+def add(est: Pose, gt: Pose, points: Array) -> Array:
+    """Mean distance (...), metres, between the model's points under the two poses (Hinterstoisser, ACCV
+    2012)."""
+    return safe_norm(_tensors(est).apply(points) - _tensors(gt).apply(points)).mean(-1)
+
+
+@either
+def add_s(est: Pose, gt: Pose, points: Array) -> Array:
+    """Mean distance (...), metres, from each true point to the nearest estimated one (ADD-S, ADI)."""
+    moved, target = torch.broadcast_tensors(_tensors(est).apply(points), _tensors(gt).apply(points))
+    flat_moved, flat_target = moved.flatten(0, -3) if moved.ndim > 2 else moved[None], target
+    flat_target = target.flatten(0, -3) if target.ndim > 2 else target[None]
+    errors = []
+    for a, b in zip(flat_moved, flat_target, strict=True):
+        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+            errors.append((a - b).sum() * torch.nan)
+            continue
+        _, nearest = cKDTree(a.detach().cpu().numpy()).query(b.detach().cpu().numpy())
+        errors.append(safe_norm(a[torch.as_tensor(nearest, device=a.device)] - b).mean())
+    return torch.stack(errors).reshape(moved.shape[:-2])
+
+
+@either
+def mssd(est: Pose, gt: Pose, points: Array, symmetries: Array | None = None) -> Array:
+    """Largest distance (...), metres, between the points, under the symmetry where it is least (BOP)."""
+    moved = _tensors(est).apply(points)
+    errors = (
+        safe_norm(moved - true.apply(points)).amax(-1) for true in _equivalent(_tensors(gt), symmetries)
+    )
+    return functools.reduce(torch.minimum, errors)
+
+
+@either
+def mspd(est: Pose, gt: Pose, points: Array, camera: Camera, symmetries: Array | None = None) -> Array:
+    """Largest distance (...), pixels, between the points' projections, least over the symmetries (BOP).
+
+    Infinite where an estimated or true point lies behind the camera.
+    """
+    est = _tensors(est)
+    moved = camera.project(est.apply(points))
+    offsets = (moved - camera.project(true.apply(points)) for true in _equivalent(_tensors(gt), symmetries))
+    errors = (_behind_is_infinite(safe_norm(offset)).amax(-1) for offset in offsets)
+    return _unless_nan(functools.reduce(torch.minimum, errors), est, gt)
+
+
+@either
+def reprojection(est: Pose, gt: Pose, points: Array, camera: Camera) -> Array:
+    """Mean distance (...), pixels, between the points' projections under the two poses (Brachmann, CVPR
+    2016).
+
+    Infinite where an estimated or true point lies behind the camera.
+    """
+    est, gt = _tensors(est), _tensors(gt)
+    distance = safe_norm(camera.project(est.apply(points)) - camera.project(gt.apply(points)))
+    return _unless_nan(_behind_is_infinite(distance).mean(-1), est, gt)
+
+
+@either
+def vsd(
+    depth_est: Array,
+    depth_gt: Array,
+    depth_test: Array,
+    camera: Camera,
+    *,
+    diameter: float,
+    taus: tuple[float, ...] = BOP_FRACTIONS,
+    delta: float = VSD_DELTA,
+) -> Array:
+    """Visible surface discrepancy (..., T) in [0, 1], one per tolerance of `taus` (BOP 2019).
+
+    Args:
+        depth_est, depth_gt: (..., H, W) depth z, metres, of the model rendered in either pose; 0 where it is
+        not. depth_test: (..., H, W) measured depth, metres; 0 where there is no measurement (there the model
+            counts as visible).
+        diameter: of the object, metres; the tolerances `taus` are fractions of it.
+        delta: tolerance of the visibility test, metres.
+    Notes:
+        Hodan et al., ECCVW 2016, eq. 14 and ECCV 2018. Nothing visible in either pose gives 1.
+    """
+    check_last("depth_est", depth_est, camera.size_wh[1], camera.size_wh[0])
+    width, height = camera.size_wh
+    x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
+    pixels = torch.stack([x, y], -1).reshape(-1, 2).to(depth_est)
+    length = safe_norm(to_tensor(camera.unproject(pixels))).reshape(height, width)
+    est, gt, test = depth_est * length, depth_gt * length, depth_test * length
+    seen_gt = ((gt - test <= delta) | (test == 0)) & (gt > 0)
+    seen_est = (((est - test <= delta) | (test == 0)) & (est > 0)) | (seen_gt & (est > 0))
+    both, one = seen_gt & seen_est, (seen_gt | seen_est).sum((-2, -1))
+    distance = (gt - est).abs() / diameter
+    errors = []
+    for tau in taus:
+        wrong = ((distance >= tau) & both).sum((-2, -1)) + one - both.sum((-2, -1))
+        errors.append(torch.where(one > 0, wrong / one.clamp(min=1), torch.ones_like(wrong)).to(depth_est))
+    return torch.stack(errors, -1)
+
+
+@either
+def rotation_error(est: Pose, gt: Pose, symmetries: Array | None = None) -> Array:
+    """Angle (...), radians, between the rotations, least over the symmetries."""
+    est = _tensors(est)
+    angles = [geodesic_angle(est.R, true.R) for true in _equivalent(_tensors(gt), symmetries)]
+    return torch.stack(torch.broadcast_tensors(*angles)).amin(0)
+
+
+@either
+def translation_error(est: Pose, gt: Pose, symmetries: Array | None = None) -> Array:
+    """Distance (...), metres, between the origins, least over the symmetries (one may move the origin)."""
+    est = _tensors(est)
+    lengths = [safe_norm(est.t - true.t) for true in _equivalent(_tensors(gt), symmetries)]
+    return torch.stack(torch.broadcast_tensors(*lengths)).amin(0)
+
+
+@either
+def cramer_rao(points_obj: Array, pose: Pose, camera: Camera, cov_px: Array | None = None) -> Array:
+    """The least covariance (..., 6, 6) of an unbiased pose estimate: the inverse Fisher information.
+
+    Args:
+        points_obj: (..., N, 3) metres; pose: the true one; camera: with its distortion.
+        cov_px: (..., N, 2, 2) covariance of the measured pixels, pixels^2; None means one pixel, isotropic.
+    Returns:
+        Covariance of the tangent (rho, phi) of the left update exp(xi) @ pose, metres and radians. NaN where
+        the points do not determine the pose. Points behind the camera and values that are not finite carry
+        no information.
+    """
+    check_last("points_obj", points_obj, None, 3)
+    dtype, pose = points_obj.dtype, _tensors(pose).torch(torch.float64)
+    points = pose.apply(points_obj.double())
+    _, J_point = camera.project_jacobian(points)
+    eye = torch.eye(3, dtype=points.dtype, device=points.device).expand(*points.shape, 3)
+    J = J_point @ torch.cat([eye, -hat(points)], -1)
+    identity = torch.eye(2, dtype=points.dtype, device=points.device)
+    cov = identity if cov_px is None else cov_px.double()
+    usable = (torch.isfinite(J).flatten(-2).all(-1) & torch.isfinite(cov).flatten(-2).all(-1))[
+        ..., None, None
+    ]
+    J = torch.where(usable, J, torch.zeros_like(J))
+    weight = torch.linalg.inv_ex(torch.where(usable, cov, identity)).inverse
+    return _safe_inverse((J.mT @ weight @ J).sum(-3)).to(dtype)
+
+
+def mspd_thresholds(width: int) -> np.ndarray:
+    """BOP's ten MSPD thresholds, pixels, for images `width` pixels wide: 5 ... 50 at width 640."""
+    return np.arange(5.0, 51.0, 5.0) * (width / 640)
+
+
+def mssd_thresholds(diameter: float) -> np.ndarray:
+    """BOP's ten MSSD thresholds, metres: 0.05 ... 0.5 of the object's diameter."""
+    return np.array(BOP_FRACTIONS) * diameter
+
+
+def recalls(errors: Array, thresholds: Array) -> np.ndarray:
+    """The share of `errors` (N) strictly below each of `thresholds` (T); a missing or NaN estimate never is.
+
+    BOP's average recall is the mean of the result. Raises ValueError where there are no errors.
+    """
+    errors = np.asarray(as_float_array(errors)).reshape(-1, 1)
+    if errors.size == 0:
+        raise ValueError("errors: expected at least one (infinity for an estimate that is missing), got none")
+    return (errors < np.asarray(as_float_array(thresholds)).reshape(1, -1)).mean(0)
+
+
+def _tensors(pose: Pose) -> Pose:
+    return pose if isinstance(pose.R, Tensor) else Pose(to_tensor(pose.R), to_tensor(pose.t))
+
+
+def _equivalent(pose: Pose, symmetries: Array | None) -> Iterator[Pose]:
+    """`pose` followed by each symmetry of the object."""
+    if symmetries is None:
+        yield pose
+        return
+    check_last("symmetries", symmetries, 4, 4)
+    if symmetries.ndim != 3 or not len(symmetries):
+        raise ValueError(f"symmetries: expected shape (S, 4, 4), S >= 1, got {tuple(symmetries.shape)}")
+    for matrix in symmetries.to(pose.t):
+        yield pose @ Pose.from_matrix(matrix)
+
+
+def _behind_is_infinite(distance: Tensor) -> Tensor:
+    return torch.where(torch.isnan(distance), torch.full_like(distance, torch.inf), distance)
+
+
+def _unless_nan(error: Tensor, *poses: Pose) -> Tensor:
+    """`error`, NaN again where a pose is not finite."""
+    for pose in map(_tensors, poses):
+        finite = torch.isfinite(pose.t).all(-1) & torch.isfinite(pose.R).flatten(-2).all(-1)
+        error = torch.where(finite, error, torch.full_like(error, torch.nan))
+    return error
+
+
+def _safe_inverse(information: Tensor) -> Tensor:
+    """The inverse (..., 6, 6), NaN where the matrix is singular; scaled first, since the units differ."""
+    diagonal = information.diagonal(dim1=-2, dim2=-1)
+    positive = (diagonal > 0).all(-1, keepdim=True)
+    scale = torch.where(positive, diagonal, torch.ones_like(diagonal)).rsqrt()
+    scaled = information * scale[..., :, None] * scale[..., None, :]
+    values = torch.linalg.eigvalsh(scaled.detach())
+    singular = ~positive[..., 0] | (values[..., 0] <= 1e-13 * values[..., -1])
+    eye = torch.eye(6, dtype=information.dtype, device=information.device)
+    inverse = torch.linalg.inv(torch.where(singular[..., None, None], eye, scaled))
+    inverse = inverse * scale[..., :, None] * scale[..., None, :]
+    return torch.where(singular[..., None, None], torch.full_like(inverse, torch.nan), inverse)
