@@ -14,7 +14,9 @@ from geopose.geometry.camera import Camera
 from geopose.geometry.refine import Reprojection, namespace
 
 
-def check(points_obj: Array, points_px: Array, camera: Camera, cov_px: Array | None) -> tuple[Array, Array, Any]:
+def check(
+    points_obj: Array, points_px: Array, camera: Camera, cov_px: Array | None
+) -> tuple[Array, Array, Any]:
     """The three arrays as floating-point arrays, shapes checked."""
     if not isinstance(camera, Camera):
         raise ValueError(f"camera: expected a geopose.Camera, got {type(camera).__name__}")
@@ -43,7 +45,9 @@ def _plain(a: Array) -> Array:
     return a if a.dtype == np.float64 else a.astype(np.float64)
 
 
-def flatten(obj: Array, px: Array, cov: Array | None, camera: Camera) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+def flatten(
+    obj: Array, px: Array, cov: Array | None, camera: Camera
+) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     """The common leading dimensions, and (obj, px, cov, camera) with one batch dimension."""
     n = px.shape[-2]
     shapes = [tuple(obj.shape[:-2]), tuple(px.shape[:-2]), camera.batch_shape]
@@ -52,7 +56,9 @@ def flatten(obj: Array, px: Array, cov: Array | None, camera: Camera) -> tuple[t
     try:
         lead = np.broadcast_shapes(*shapes) if any(shapes) else ()
     except ValueError:
-        raise ValueError(f"points_obj, points_px, camera, cov_px: leading dimensions {shapes} do not match") from None
+        raise ValueError(
+            f"points_obj, points_px, camera, cov_px: leading dimensions {shapes} do not match"
+        ) from None
     obj, px = _plain(obj), _plain(px)
     cov = None if cov is None else _plain(cov)
     device = next((a.device for a in (obj, px, cov) if isinstance(a, torch.Tensor)), None)
@@ -65,7 +71,9 @@ def flatten(obj: Array, px: Array, cov: Array | None, camera: Camera) -> tuple[t
         return namespace(a).broadcast_to(a, (*lead, *tail)).reshape((-1, *tail))
 
     if device is None:
-        camera = camera.numpy() if any(isinstance(v, torch.Tensor) for v in camera._array_leaves()) else camera
+        camera = (
+            camera.numpy() if any(isinstance(v, torch.Tensor) for v in camera._array_leaves()) else camera
+        )
     if camera.batch_shape:
         fields = {k: flat(as_float_array(getattr(camera, k)), ()) for k in ("fx", "fy", "cx", "cy")}
         d = camera.distortion

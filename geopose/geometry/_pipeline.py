@@ -18,6 +18,10 @@ from geopose.geometry.ransac import hypothesise, log_false_alarms, optimise, squ
 from geopose.geometry.refine import LMResult, Reprojection, fast_pose, levenberg_marquardt, namespace
 
 
+_FIRST_STEPS = 8  # steps after which a fit to all points must look plausible
+_RIVAL = 40.0  # squared standard deviations; a pose this much worse is no rival (e^-20)
+
+
 @dataclass
 class Found:
     """Results with one batch dimension; candidates have K in front and are sorted by cost."""
@@ -32,41 +36,68 @@ class Found:
     reason: np.ndarray
 
 
-def solve(
-    obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnPOptions, seed: int
-) -> Found:
+def solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnPOptions, seed: int) -> Found:
     with np.errstate(all="ignore"):
         problem = prepare(obj, px, cov, camera, options)
         xp = namespace(px)
         pin = problem.pinhole
         weight = pin.whiten[..., 0, :] * pin.whiten[..., 2, :]
         starts, variances = two_starts(pin.points, pin.xy, weight)
-        refined = _refine(problem.exact, starts, options)
-        status, reason, distinct_points = _screen(problem, variances)
-        usable = status == "ok"
-        best = int(refined.cost.argmin()) if len(obj) == 1 else None
-        first = _take(xp, refined.pose, refined.cost, best)
-        d2 = squared_residuals(problem.exact, first)
-        gate2 = options.gate_sigma**2
-        inlier = (d2 < gate2) & problem.valid
-        inside = (inlier | ~problem.valid).all(-1)
-        plausible = xp.where(problem.valid, d2, 0.0).sum(-1) < _chi2_limit(2.0 * back_to_numpy(problem.valid.sum(-1)) - 6)
-        settled = back_to_numpy(inside & plausible)
-        search = np.flatnonzero(usable & (~settled | (distinct_points == 3)))
-        pose, cost, information, converged = refined.pose, refined.cost, refined.information, refined.converged
+        status, reason, different = _screen(problem, variances)
+        limit = _chi2_limit(2.0 * problem.valid.sum(-1) - 6)
+        found = _first_look(problem.exact, starts, limit, options)
+        d2 = squared_residuals(problem.exact, _take(xp, found.pose, found.cost))
+        inlier = (d2 < options.gate_sigma**2) & problem.valid
+        settled = (inlier | ~problem.valid).all(-1) & (xp.where(problem.valid, d2, 0.0).sum(-1) < limit)
+        search = np.flatnonzero((status == "ok") & (~back_to_numpy(settled) | (different == 3)))
         if options.kernel != "none" and len(search) < len(obj):
-            again = _refine(problem.exact, pose, options, options.kernel)
-            pose, cost, information, converged = again.pose, again.cost, again.information, again.converged
+            found = _refine(problem.exact, found.pose, options, options.kernel)
+        pose, cost, information, converged = found.pose, found.cost, found.information, found.converged
         if len(search):
-            more, inlier_s, log_nfa = _search(problem, search, starts, options, seed)
+            more, inlier_s, log_nfa = _search(problem, search, options, seed)
             pose, cost, information, converged, inlier = _merge(
                 xp, search, (pose, cost, information, converged, inlier), (more, inlier_s)
             )
-            _judge(problem, search, back_to_numpy(inlier_s), log_nfa, options, status, reason, distinct_points)
+            _judge(
+                problem, search, back_to_numpy(inlier_s), log_nfa, options, status, reason, different
+            )
         return _finish(problem, pose, cost, information, converged, inlier, camera, options, status, reason)
 
 
-def _refine(problem: Reprojection, starts: Pose, options: PnPOptions, kernel: str = "none") -> LMResult:
+def _first_look(problem: Reprojection, starts: Pose, limit: Array, options: PnPOptions) -> LMResult:
+    """Both starts (2, B) refined on all points, as if there were no outliers.
+
+    A start is given up once the other one has converged to a plausible cost that it is far from; if neither is
+    plausible after a few steps the search among outliers takes over.
+    """
+
+    def hopeless(cost: Array, converged: Array) -> Array:
+        return (converged & (cost < limit)).any(0) & (cost > limit + _RIVAL)
+
+    def run(part: Reprojection, pose: Pose, steps: int) -> LMResult:
+        return levenberg_marquardt(
+            None, part.linearise, pose, max_iterations=steps, tolerance=options.tolerance, stop_fn=hopeless
+        )
+
+    found = run(problem, starts, min(_FIRST_STEPS, options.max_iterations))
+    open_ = (~found.converged & (found.cost < limit + _RIVAL)).any(0)
+    if bool(open_.any()) and options.max_iterations > _FIRST_STEPS:
+        items = open_.nonzero()[0] if namespace(limit) is np else open_.nonzero()[:, 0]
+        limit = limit[items]
+        start = fast_pose(found.pose.R[:, items], found.pose.t[:, items])
+        more = run(problem.item(items), start, options.max_iterations - _FIRST_STEPS)
+        for old, new in (
+            (found.pose.R, more.pose.R),
+            (found.pose.t, more.pose.t),
+            (found.cost, more.cost),
+            (found.information, more.information),
+            (found.converged, more.converged),
+        ):
+            old[:, items] = new
+    return found
+
+
+def _refine(problem: Reprojection, starts: Pose, options: PnPOptions, kernel: str) -> LMResult:
     return levenberg_marquardt(
         None,
         problem.linearise,
@@ -78,19 +109,21 @@ def _refine(problem: Reprojection, starts: Pose, options: PnPOptions, kernel: st
     )
 
 
-def _take(xp: Any, pose: Pose, cost: Array, best: int | None = None) -> Pose:
+def _take(xp: Any, pose: Pose, cost: Array) -> Pose:
     """Of poses (K, B) the one (B,) of least cost (K, B), NaN last."""
-    if best is not None:
-        return fast_pose(pose.R[best], pose.t[best])
     k = xp.where(xp.isnan(cost), xp.inf, cost).argmin(0)
+    if len(k) == 1:
+        k = int(k[0])
+        return fast_pose(pose.R[k], pose.t[k])
     rows = xp.arange(cost.shape[1]) if xp is np else torch.arange(cost.shape[1], device=cost.device)
     return fast_pose(pose.R[k, rows], pose.t[k, rows])
 
 
-def _chi2_limit(dof: np.ndarray) -> Any:
+def _chi2_limit(dof: Array) -> Array:
     """About the 99.997 % quantile of chi-square (Wilson and Hilferty), 1e-6 where nothing is left to vary."""
-    d = np.maximum(dof, 1.0)
-    return np.where(dof > 0, d * (1 - 2 / (9 * d) + 4 * np.sqrt(2 / (9 * d))) ** 3, 1e-6)
+    xp = namespace(dof)
+    d = 2 / (9 * xp.clip(dof, 1.0, None))
+    return xp.where(dof > 0, dof * (1 - d + 4 * xp.sqrt(d)) ** 3, 1e-6)
 
 
 def _screen(problem: Problem, variances: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -117,7 +150,7 @@ def _screen(problem: Problem, variances: Array) -> tuple[np.ndarray, np.ndarray,
 
 
 def _search(
-    problem: Problem, items: np.ndarray, starts: Pose, options: PnPOptions, seed: int
+    problem: Problem, items: np.ndarray, options: PnPOptions, seed: int
 ) -> tuple[LMResult, Array, np.ndarray]:
     """Robust candidates (K, S) of the items (S,), their inliers (S, N) and log false alarms (S,)."""
     xp = namespace(problem.valid)
@@ -221,12 +254,12 @@ def _finish(
     """Best and rivals, their weights, covariances and the last statuses."""
     xp = namespace(cost)
     cost = xp.where(xp.isfinite(cost), cost, xp.inf)
-    order = xp.argsort(cost, 0)
+    order = xp.argsort(xp.where(converged, cost, cost * (1 + 1e-6) + 1e-6), 0)
     rows = (xp.arange(cost.shape[1]) if xp is np else torch.arange(cost.shape[1], device=cost.device))[None]
     cost, information, converged = cost[order, rows], information[order, rows], converged[order, rows]
     pose = fast_pose(pose.R[order, rows], pose.t[order, rows])
     covariance = _inverse(xp, information)
-    keep = xp.isfinite(cost) & (cost < cost[0] + 30)
+    keep = xp.isfinite(cost) & (cost < cost[0] + _RIVAL) & converged
     for k in range(1, len(cost)):
         if not bool(keep[k].any()):
             continue
@@ -244,10 +277,18 @@ def _finish(
     if camera.focal_rel_std > 0:
         _, J = kept.linearise(pose)
         flat = J.reshape((*J.shape[:-2], -1))
-        shift = covariance @ (flat @ (problem.focal * inlier[..., None, :]).reshape((*inlier.shape[:-1], -1, 1)))
+        shift = covariance @ (
+            flat @ (problem.focal * inlier[..., None, :]).reshape((*inlier.shape[:-1], -1, 1))
+        )
         covariance = covariance + camera.focal_rel_std**2 * (shift @ shift.mT)
     rms = _rms(problem, pose, inlier)
-    _last_words(status, reason, *(back_to_numpy(a) for a in (weight, covariance, converged, cost, inlier)), options, problem)
+    _last_words(
+        status,
+        reason,
+        *(back_to_numpy(a) for a in (weight, covariance, converged, cost, inlier)),
+        options,
+        problem,
+    )
     # back to the caller's object frame and unit
     s, c = problem.size, problem.centre
     pose = fast_pose(pose.R, pose.t * s[..., None] - (pose.R @ c[..., None])[..., 0])
@@ -299,10 +340,14 @@ def _last_words(
             status[i], reason[i] = "no_consensus", "no pose has the points in front of the camera"
         elif not turn[i] < 1.0:
             status[i] = "degenerate"
-            reason[i] = f"the rotation is not determined: its standard deviation is {np.degrees(turn[i]):.3g} degrees"
+            reason[i] = (
+                f"the rotation is not determined: its standard deviation is {np.degrees(turn[i]):.3g} degrees"
+            )
         elif different[i] == 3:
             status[i] = "ambiguous" if rivals else "too_few_points"
-            reason[i] = f"three different points: {rivals + 1} pose(s) fit exactly and nothing is left to check them"
+            reason[i] = (
+                f"three different points: {rivals + 1} pose(s) fit exactly and nothing is left to check them"
+            )
         elif not converged[0, i]:
             status[i], reason[i] = "not_converged", f"no minimum within {options.max_iterations} steps"
         elif weight[1:, i].sum() >= options.ambiguous_weight:

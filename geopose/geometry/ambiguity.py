@@ -74,7 +74,9 @@ def _turn_to_axis(xp: Any, ray: Array) -> Array:
     x, y, z = ray[..., 0], ray[..., 1], ray[..., 2]
     k = 1 / (1 + z)
     xy = -k * x * y
-    return xp.stack([1 - k * x * x, xy, -x, xy, 1 - k * y * y, -y, x, y, z], -1).reshape((*ray.shape[:-1], 3, 3))
+    return xp.stack([1 - k * x * x, xy, -x, xy, 1 - k * y * y, -y, x, y, z], -1).reshape(
+        (*ray.shape[:-1], 3, 3)
+    )
 
 
 def distinct(poses: Pose, best: Pose, covariance: Array) -> Array:

@@ -35,7 +35,9 @@ def p3p(points_obj: Array, bearings: Array) -> tuple[Array, Array]:
         b = ((y1 * y2).sum(-1), (y1 * y3).sum(-1), (y2 * y3).sum(-1))
         depths = _depths(xp, a, b)  # (..., 4, 3), of a triangle whose squared sides sum to one
         depths = _polish(xp, depths, a, b)
-        points_cam = (depths * xp.sqrt(size)[..., None, None])[..., None] * y[..., None, :, :]  # (..., 4, 3, 3)
+        points_cam = (depths * xp.sqrt(size)[..., None, None])[..., None] * y[
+            ..., None, :, :
+        ]  # (..., 4, 3, 3)
         frame_cam = _triangle_frame(xp, points_cam)
         frame_obj = _triangle_frame(xp, points_obj)[..., None, :, :]
         R = frame_cam @ frame_obj.mT
@@ -95,7 +97,9 @@ def _depths(xp: Any, a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
     )
     g = _real_root(xp, *(xp.where(swap, j, i) for i, j in zip(c, reversed(c), strict=True)))
     pair = tuple(i + g * j for i, j in zip(one, two, strict=True))  # two lines
-    other = _full(xp, tuple(j - g * i for i, j in zip(one, two, strict=True)))  # any other conic of the pencil
+    other = _full(
+        xp, tuple(j - g * i for i, j in zip(one, two, strict=True))
+    )  # any other conic of the pencil
     lines = _split(xp, pair)  # (..., 2, 3)
     # a line l: every point is alpha u + beta v; put into the conic this is a quadratic form in (alpha, beta)
     lines = lines / xp.sqrt(_square(lines))[..., None]
@@ -114,7 +118,9 @@ def _depths(xp: Any, a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
     depths = depths.reshape((*depths.shape[:-3], 4, 3))
     depths = depths * xp.where(depths.sum(-1) < 0, -1.0, 1.0)[..., None]
     d1, d2, d3 = depths[..., 0], depths[..., 1], depths[..., 2]
-    form = 2 * (_square(depths) - d1 * d2 * b12[..., None] - d1 * d3 * b13[..., None] - d2 * d3 * b23[..., None])
+    form = 2 * (
+        _square(depths) - d1 * d2 * b12[..., None] - d1 * d3 * b13[..., None] - d2 * d3 * b23[..., None]
+    )
     depths = depths / xp.sqrt(form)[..., None]
     positive = (d1 > 0) & (d2 > 0) & (d3 > 0)
     return xp.where(positive[..., None], depths, xp.nan)

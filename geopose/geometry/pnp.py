@@ -85,11 +85,17 @@ def solve_pnp(
     """
     arrays = check(points_obj, points_px, camera, cov_px)
     tensors = [a for a in (*arrays, *camera._array_leaves()) if isinstance(a, torch.Tensor)]
-    dtype = next((a.dtype for a in (points_px, points_obj) if "float" in str(getattr(a, "dtype", ""))), np.float64)
+    dtype = next(
+        (a.dtype for a in (points_px, points_obj) if "float" in str(getattr(a, "dtype", ""))), np.float64
+    )
     lead, data = flatten(*arrays, camera)
     result = _unflatten(solve(*data, options, seed_of(generator)), lead)
     if not tensors:
-        return result if dtype == np.float64 else _convert(result, lambda a: a if a.dtype == bool else a.astype(dtype))
+        return (
+            result
+            if dtype == np.float64
+            else _convert(result, lambda a: a if a.dtype == bool else a.astype(dtype))
+        )
     device = tensors[0].device
     result = _convert(result, lambda a: _as_tensor(a, torch.float64, device))
     if torch.is_grad_enabled() and any(a.requires_grad for a in tensors):
@@ -111,7 +117,9 @@ def _unflatten(found: Found, lead: tuple[int, ...]) -> PnPResult:
         Alternative(pose(k), shape(found.covariance[k]), shape(found.weight[k]), shape(found.rms[k]))
         for k in range(1, 1 + int(found.count.max()) if len(found.status) else 1)
     )
-    status, reason = (shape(found.status), shape(found.reason)) if lead else (str(found.status[0]), found.reason[0])
+    status, reason = (
+        (shape(found.status), shape(found.reason)) if lead else (str(found.status[0]), found.reason[0])
+    )
     return PnPResult(
         pose(0), shape(found.covariance[0]), shape(found.inliers), status, reason, shape(found.rms[0]), rivals
     )
@@ -124,7 +132,8 @@ def _convert(result: PnPResult, change: Any) -> PnPResult:
         return fast_pose(change(p.R), change(p.t))
 
     rivals = tuple(
-        Alternative(pose(a.pose), change(a.covariance), change(a.weight), change(a.rms_px)) for a in result.alternatives
+        Alternative(pose(a.pose), change(a.covariance), change(a.weight), change(a.rms_px))
+        for a in result.alternatives
     )
     return PnPResult(
         pose(result.pose),
@@ -148,12 +157,20 @@ def _attach(
     """The float64 torch result with the poses put into the graph of the inputs."""
     obj, px, cov = (None if a is None else to_tensor(a).to(device, torch.float64) for a in arrays)
     if cov is None:
-        cov = options.noise_px**2 * torch.eye(2, dtype=torch.float64, device=device).expand(*px.shape[:-1], 2, 2)
+        cov = options.noise_px**2 * torch.eye(2, dtype=torch.float64, device=device).expand(
+            *px.shape[:-1], 2, 2
+        )
 
     def pose(p: Pose) -> Pose:
         return implicit_pose(p, obj, px, cov, camera, result.inliers, options.kernel, options.kernel_sigma)
 
     rivals = tuple(Alternative(pose(a.pose), a.covariance, a.weight, a.rms_px) for a in result.alternatives)
     return PnPResult(
-        pose(result.pose), result.covariance, result.inliers, result.status, result.reason, result.rms_px, rivals
+        pose(result.pose),
+        result.covariance,
+        result.inliers,
+        result.status,
+        result.reason,
+        result.rms_px,
+        rivals,
     )

@@ -29,9 +29,7 @@ def sample_triplets(count: int, most: int, rng: np.random.Generator) -> np.ndarr
     return np.argpartition(keys, 3, axis=1)[:, :3]
 
 
-def hypothesise(
-    problem: Reprojection, gate: float, most: int, keep: int, seed: int
-) -> tuple[Pose, Array]:
+def hypothesise(problem: Reprojection, gate: float, most: int, keep: int, seed: int) -> tuple[Pose, Array]:
     """The `keep` best of all three-point poses, batch (keep, B), and their truncated costs (keep, B).
 
     Args:
@@ -47,7 +45,9 @@ def hypothesise(
     xp = namespace(problem.points)
     weight = problem.whiten[..., 0, :]
     valid = _to_numpy(weight) > 0  # (B, N)
-    tables = {n: sample_triplets(n, most, np.random.default_rng(seed)) for n in np.unique(valid.sum(-1)).tolist()}
+    tables = {
+        n: sample_triplets(n, most, np.random.default_rng(seed)) for n in np.unique(valid.sum(-1)).tolist()
+    }
     order = np.argsort(~valid, axis=-1, kind="stable")
     active = np.arange(len(valid))
     best_pose, best_cost = None, None
@@ -132,7 +132,13 @@ def optimise(problem: Reprojection, pose: Pose, gate: float, iterations: int) ->
         None, problem.linearise, pose, kernel="geman_mcclure", scale=gate, max_iterations=6, tolerance=0.1
     )
     hard = levenberg_marquardt(
-        None, problem.linearise, soft.pose, kernel="truncated", scale=gate, max_iterations=iterations, tolerance=1e-2
+        None,
+        problem.linearise,
+        soft.pose,
+        kernel="truncated",
+        scale=gate,
+        max_iterations=iterations,
+        tolerance=1e-2,
     )
     return hard.pose, hard.cost
 

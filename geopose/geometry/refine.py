@@ -72,7 +72,18 @@ def small_step(pose: Pose, xi: Array) -> Pose:
     k2 = 2 * k
     xy, xz, yz, x, y, z = k2 * x * y, k2 * x * z, k2 * y * z, k2 * x, k2 * y, k2 * z
     turn = xp.stack(
-        [k2 * (1 + xx) - 1, xy - z, xz + y, xy + z, k2 * (1 + yy) - 1, yz - x, xz - y, yz + x, k2 * (1 + zz) - 1], -1
+        [
+            k2 * (1 + xx) - 1,
+            xy - z,
+            xz + y,
+            xy + z,
+            k2 * (1 + yy) - 1,
+            yz - x,
+            xz - y,
+            yz + x,
+            k2 * (1 + zz) - 1,
+        ],
+        -1,
     ).reshape((*xi.shape[:-1], 3, 3))
     return fast_pose(turn @ pose.R, (turn @ pose.t[..., None])[..., 0] + xi[..., :3])
 
@@ -180,7 +191,7 @@ def levenberg_marquardt(
     scale: float = 1.0,
     max_iterations: int = 30,
     tolerance: float = 1e-7,
-    frozen: Array | None = None,
+    stop_fn: Callable[[Array, Array], Array] | None = None,
 ) -> LMResult:
     """The pose of least sum(rho(|r|^2)) near `pose`.
 
@@ -193,7 +204,7 @@ def levenberg_marquardt(
         kernel, scale: see `robust`; `scale` in standard deviations.
         max_iterations: most trial steps.
         tolerance: an item stops when its next step is shorter than this, in standard deviations of the pose.
-        frozen: (...) bool, items to leave alone.
+        stop_fn: (cost, converged) -> (...) bool, items to give up; asked once any item has converged.
     Notes:
         Marquardt 1963 with the scaling of the diagonal. Every item has its own damping, accepts only steps that
         lower its own cost, and stops by itself; a NaN item leaves its neighbours bit-identical.
@@ -203,13 +214,9 @@ def levenberg_marquardt(
     r, J = jacobian_fn(pose)
     cost, A, g = _normal_equations(xp, r, J, kernel, scale)
     done = ~xp.isfinite(cost)
-    if frozen is not None:
-        done = done | frozen
     converged = xp.zeros_like(done)
-    damping = xp.full_like(cost, _START)
+    damping, count = xp.full_like(cost, _START), 0
     eye = xp.eye(6) if xp is np else torch.eye(6, dtype=pose.R.dtype, device=pose.R.device)
-    flat = False
-    count = 0
     for count in range(1, max_iterations + 1):
         diagonal = (A * eye).sum(-1)
         lhs = A + eye * (diagonal * damping[..., None] + (diagonal <= 0))[..., None]
@@ -223,10 +230,10 @@ def levenberg_marquardt(
             cost_new, A_new, g_new = _normal_equations(xp, r_new, J_new, kernel, scale)
         else:
             cost_new = robust(_squares(residual_fn(trial)), kernel, scale)[0].sum(-1)
-        # at the optimum rounding decides between equals: such a step counts as taken
+        # so near the optimum that rounding hides the decrease, a step is taken on trust
         small = length <= tolerance * tolerance
         better = (cost_new < cost) & ~done
-        flat = small & (cost_new <= cost * (1 + 1e-12) + 1e-24) & ~done
+        flat = (small | (length < 1e-10 * cost)) & (cost_new <= cost * (1 + 1e-9) + 1e-24) & ~done
         take = better | flat
         converged = converged | (small & ~done)
         if bool(take.all()):
@@ -238,6 +245,8 @@ def levenberg_marquardt(
             cost = xp.where(take, cost_new, cost)
         stuck = ~take & (damping >= _HIGH)
         done = done | small | stuck
+        if stop_fn is not None and bool(converged.any()):
+            done = done | stop_fn(cost, converged)
         if bool(done.all()) and residual_fn is None:
             A, g = _pick(xp, take, A_new, A), g
             break
@@ -274,7 +283,14 @@ def _normal_equations(xp: Any, r: Array, J: Array, kernel: str, scale: float) ->
 
 
 def implicit_pose(
-    pose: Pose, points_obj: Array, points_px: Array, cov_px: Array, camera: Camera, counts: Array, kernel: str, scale: float
+    pose: Pose,
+    points_obj: Array,
+    points_px: Array,
+    cov_px: Array,
+    camera: Camera,
+    counts: Array,
+    kernel: str,
+    scale: float,
 ) -> Pose:
     """`pose` itself, made a differentiable function of points, pixels, covariances and camera.
 
@@ -293,7 +309,9 @@ def implicit_pose(
         centre = torch.where(torch.isfinite(pose.t), pose.t, torch.zeros_like(pose.t)).detach()
         eye3 = torch.eye(3, dtype=pose.R.dtype, device=pose.R.device)
         base = fast_pose(torch.where(torch.isfinite(pose.R), pose.R, eye3).detach(), centre)
-        xi = torch.zeros((*base.t.shape[:-1], 6), dtype=base.t.dtype, device=base.t.device, requires_grad=True)
+        xi = torch.zeros(
+            (*base.t.shape[:-1], 6), dtype=base.t.dtype, device=base.t.device, requires_grad=True
+        )
         moved = small_step(base, xi)
         obj = torch.where(use[..., None], points_obj, torch.zeros_like(points_obj))
         cam = obj @ moved.R.mT + moved.t[..., None, :]
