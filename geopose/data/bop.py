@@ -1,8 +1,8 @@
-"""Reading data sets in the BOP format (Hodaň et al., "BOP: Benchmark for 6D Object Pose Estimation", ECCV 2018).
+"""Reading data sets in the BOP format (Hodaň et al., "BOP: Benchmark for 6D Object Pose Estimation", 2018).
 
-A data set is a folder with `models/` or `models_eval/` and splits (`test/`, `test_primesense/`, `train_pbr/`, ...)
-that hold scenes: `scene_camera.json`, `scene_gt.json`, `scene_gt_info.json` and pictures in `rgb/` or `gray/`.
-Millimetres outside, metres inside; rotations, which some sets round to three digits, are re-orthonormalised.
+A data set is a folder with `models/` or `models_eval/` and splits (`test/`, `train_pbr/`, ...) that hold
+scenes: `scene_camera.json`, `scene_gt.json`, `scene_gt_info.json` and pictures in `rgb/` or `gray/`.
+Millimetres outside, metres inside; rotations, which some sets round, are re-orthonormalised.
 Writing is in `bop_write.py`, the challenge's results file in `bop_results.py`.
 """
 
@@ -37,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class BopInstance:
-    """One annotated object: pose `cam_from_obj` in metres, visible fraction (NaN if unknown), boxes in pixels.
+    """One annotated object: pose `cam_from_obj` in metres, visible fraction (NaN if unknown), boxes.
 
     A box is (x0, y0, x1, y1), the smallest and largest pixel centres; None where the set has none.
     """
@@ -51,7 +51,7 @@ class BopInstance:
 
 @dataclass(frozen=True, eq=False)
 class BopFrame:
-    """One picture: where it lies, its intrinsics and its annotated objects (empty where truth is withheld)."""
+    """One picture: where it lies, its intrinsics and its objects (none where truth is withheld)."""
 
     scene_id: int
     im_id: int
@@ -70,7 +70,7 @@ class BopFrame:
         raise ValueError(f"{self.scene}: no picture {self.im_id:06d} in {' or '.join(PICTURE_FOLDERS)}")
 
     def load(self) -> tuple[NDArray[np.uint8], Camera]:
-        """The picture, (H, W, 3) uint8 RGB, and its camera. Raises ValueError naming a broken or missing file."""
+        """The picture, (H, W, 3) uint8 RGB, and its camera. Raises ValueError naming a bad file."""
         path = self.picture_path()
         image = _read_picture(path)
         try:
@@ -90,11 +90,7 @@ class BopFrame:
 
 @dataclass(frozen=True, eq=False)
 class BopObject:
-    """What is known of an object: diameter (metres), symmetries (S, 4, 4) in metres with the identity first, mesh file.
-
-    Attributes:
-        symmetric: whether the set lists any symmetry.
-    """
+    """An object of a set: diameter, metres; symmetries (S, 4, 4), metres, identity first; mesh file."""
 
     obj_id: int
     diameter: float
@@ -103,6 +99,7 @@ class BopObject:
 
     @property
     def symmetric(self) -> bool:
+        """Whether the set lists any symmetry."""
         return len(self.symmetries) > 1
 
     @cached_property
@@ -120,7 +117,7 @@ class BopObject:
 
 @dataclass(frozen=True, eq=False)
 class BopDataset:
-    """A split of a data set: frames in order of scene and image, objects by id, instances asked for per target.
+    """A split of a data set: frames in order of scene and image, objects by id, targets.
 
     targets maps (scene_id, im_id, obj_id) to the number of instances to be found.
     """
@@ -152,12 +149,12 @@ def read_bop(root: str | Path, split: str | None = None) -> BopDataset:
 
     Args:
         root: the data set's folder, one of its splits, or a single scene.
-        split: name of the split folder; by default the first there is of test, test_primesense, test_*, val, train, ...
+        split: name of the split folder; by default the first there is of test, test_*, val, train, ...
     Raises:
         ValueError: a folder without scenes; a file that is broken, with the file and the key.
     Notes:
-        Where `test_targets_bop19.json` (or `..._bop24.json`) lies beside the chosen test split, only its targets count;
-        otherwise every annotated instance is a target.
+        Where `test_targets_bop19.json` (or `..._bop24.json`) lies beside the chosen test split, only its
+        targets count; otherwise every annotated instance is a target.
     """
     top = Path(root)
     if not top.is_dir():
@@ -324,23 +321,22 @@ def _read_targets(
             truths[key] = truths.get(key, 0) + 1
     if not split.startswith("test"):
         return truths, None
-    for name in ("test_targets_bop19.json", "test_targets_bop24.json"):
-        path = base / name
+    for path in (base / f"test_targets_{year}.json" for year in ("bop19", "bop24")):
         if not path.is_file():
             continue
         entries = read_json(path)
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
             raise ValueError(f"{path}: expected a list of targets")
         for i, entry in enumerate(entries):
-            for key in ("scene_id", "im_id"):
-                _numbers(path, f"[{i}]", entry, key, 1)
+            for name in ("scene_id", "im_id"):
+                _numbers(path, f"[{i}]", entry, name, 1)
         if all("obj_id" in e for e in entries):
             return {
                 (int(e["scene_id"]), int(e["im_id"]), int(e["obj_id"])): int(e.get("inst_count", 1))
                 for e in entries
-            }, f"targets of {name}"
+            }, f"targets of {path.name}"
         asked = {(int(e["scene_id"]), int(e["im_id"])) for e in entries}
-        return {k: n for k, n in truths.items() if k[:2] in asked}, f"targets of {name}"
+        return {k: n for k, n in truths.items() if k[:2] in asked}, f"targets of {path.name}"
     return truths, None
 
 

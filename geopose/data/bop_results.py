@@ -33,7 +33,8 @@ def write_results(path: str | Path, results: Iterable[BopResult]) -> Path:
     """The path of the results file: R as 9 row-major numbers, t as 3 in millimetres, separated by spaces.
 
     Raises:
-        ValueError: when two lines of one image differ in time (the challenge refuses them), or a pose is not finite.
+        ValueError: two lines of one image that differ in time, which the challenge refuses; a pose that is
+            not finite.
     """
     rows, times = [], dict[tuple[int, int], float]()
     for r in results:
