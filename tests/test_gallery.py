@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from geopose.cad.gallery import iss, xwing
+from geopose.cad.gallery import car, iss, xwing
 from geopose.cad.gallery.parts import box, chamfered, divided, loft, revolve, tube
 from geopose.cad.model import CadModel, load_cad
 
-MAKERS = {"iss": iss, "xwing": xwing}
-LENGTHS = {"iss": (73.8, 109.0, 24.5), "xwing": (12.5, 11.6, 3.8)}  # metres along x, y, z
+MAKERS = {"car": car, "iss": iss, "xwing": xwing}
+LENGTHS = {
+    "car": (4.5, 2.0, 1.5),
+    "iss": (73.8, 109.0, 24.5),
+    "xwing": (12.5, 11.6, 3.8),
+}  # metres along x, y, z
 
 
 @pytest.fixture(scope="module", params=sorted(MAKERS))
@@ -94,7 +100,7 @@ def test_named_keypoints_lie_on_the_surface_and_are_spread(model: CadModel) -> N
 
 def test_left_keypoints_have_right_partners(model: CadModel) -> None:
     named = model.named_keypoints
-    left = [key for key in named if "left" in key or "port" in key.split("_")[-1:] and key != "docking_port"]
+    left = [key for key in named if key.endswith(("left", "port")) and key != "docking_port"]
     assert len(left) >= 4
     for key in left:
         x, y, z = named[key]
@@ -122,6 +128,33 @@ def test_same_model_every_time(model: CadModel) -> None:
 
 def test_xwing_content_hash_is_the_trained_one() -> None:
     assert xwing().content_hash == ("79e185fac8008a4bc0e70c0928cd2bc20b4e3b4f712b718e34d33c1eec3840f2")
+
+
+def test_car_family_differs_in_paint_and_proportions() -> None:
+    base = car()
+    red = car(paint=(0.7, 0.05, 0.05), stripe=None)
+    van = car(length=4.9, width=1.95, height=1.9, wheelbase=3.0, cabin_stations=(0.14, 0.26, 0.93, 0.985))
+    assert len({base.content_hash, red.content_hash, van.content_hash}) == 3
+    np.testing.assert_array_equal(red.bounds, base.bounds)
+    np.testing.assert_allclose(van.extents, (5.0, 2.17, 1.95), rtol=0.02)
+    wheels = [van.named_keypoints[f"wheel_{row}_left"][0] for row in ("front", "rear")]
+    assert wheels[0] - wheels[1] == pytest.approx(3.0)
+    assert van.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"length": -1.0}, "lengths"),
+        ({"height": float("nan")}, "lengths"),
+        ({"cabin_stations": (0.5, 0.4, 0.7, 0.9)}, "cabin"),
+        ({"wheel_radius": 0.6}, "wheel_radius"),
+        ({"wheelbase": 4.0}, "wheelbase"),
+    ],
+)
+def test_car_refuses_what_is_not_a_car(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        car(**options)
 
 
 def test_loft_and_revolve_make_closed_shells_of_the_right_volume() -> None:
