@@ -105,8 +105,9 @@ def vsd(
     Notes:
         Hodan et al., ECCVW 2016, eq. 14 and ECCV 2018. Nothing visible in either pose gives 1.
     """
-    check_last("depth_est", depth_est, camera.size_wh[1], camera.size_wh[0])
     width, height = camera.size_wh
+    for name, depth in (("depth_est", depth_est), ("depth_gt", depth_gt), ("depth_test", depth_test)):
+        check_last(name, depth, height, width)
     x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
     pixels = torch.stack([x, y], -1).reshape(-1, 2).to(depth_est)
     length = safe_norm(to_tensor(camera.unproject(pixels))).reshape(height, width)
@@ -147,8 +148,8 @@ def cramer_rao(points_obj: Array, pose: Pose, camera: Camera, cov_px: Array | No
         cov_px: (..., N, 2, 2) covariance of the measured pixels, pixels^2; None means one pixel, isotropic.
     Returns:
         Covariance of the tangent (rho, phi) of the left update exp(xi) @ pose, metres and radians. NaN where
-        the points do not determine the pose. Points behind the camera and values that are not finite carry
-        no information.
+        the points do not determine the pose. Points behind the camera, values that are not finite
+        and covariances that are not positive definite carry no information.
     """
     check_last("points_obj", points_obj, None, 3)
     dtype, pose = points_obj.dtype, _tensors(pose).torch(torch.float64)
@@ -158,11 +159,10 @@ def cramer_rao(points_obj: Array, pose: Pose, camera: Camera, cov_px: Array | No
     J = J_point @ torch.cat([eye, -hat(points)], -1)
     identity = torch.eye(2, dtype=points.dtype, device=points.device)
     cov = identity if cov_px is None else cov_px.double()
-    usable = (torch.isfinite(J).flatten(-2).all(-1) & torch.isfinite(cov).flatten(-2).all(-1))[
-        ..., None, None
-    ]
+    proper = torch.isfinite(cov).flatten(-2).all(-1) & (torch.linalg.det(cov) > 0)
+    usable = (torch.isfinite(J).flatten(-2).all(-1) & proper)[..., None, None]
     J = torch.where(usable, J, torch.zeros_like(J))
-    weight = torch.linalg.inv_ex(torch.where(usable, cov, identity)).inverse
+    weight = torch.linalg.inv(torch.where(usable, cov, identity))
     return _safe_inverse((J.mT @ weight @ J).sum(-3)).to(dtype)
 
 

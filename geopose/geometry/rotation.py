@@ -134,7 +134,9 @@ def matrix_from_6d(d6: Array) -> Array:
     a, b = d6[..., :3], d6[..., 3:]
     x = a / a.norm(dim=-1, keepdim=True)
     y = b - (x * b).sum(-1, keepdim=True) * x
-    y = y / y.norm(dim=-1, keepdim=True)
+    length = y.norm(dim=-1, keepdim=True)
+    parallel = length <= 8 * torch.finfo(d6.dtype).eps * b.norm(dim=-1, keepdim=True)
+    y = y / torch.where(parallel, torch.full_like(length, math.nan), length)
     return torch.stack([x, y, torch.linalg.cross(x, y)], -1)
 
 
