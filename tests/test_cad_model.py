@@ -452,8 +452,8 @@ def test_simplified_keeps_shape_and_borders_of_colour() -> None:
     whole = (np.abs(height) > 0.005).all(axis=1) & (np.ptp(np.sign(height), axis=1) == 0)  # on one side
     assert whole.mean() > 0.8
     np.testing.assert_allclose(corner[whole][:, :, 0], height[whole] > 0, atol=0.02)
-    assert (np.ptp(corner, axis=1).max(axis=1) > 0.5).mean() < 0.06  # few faces blend
-    np.testing.assert_allclose(light.normals, light.vertices / 0.1, atol=0.2)
+    assert (np.ptp(corner, axis=1).max(axis=1) > 0.5).mean() < 0.075  # few faces blend
+    np.testing.assert_allclose(light.normals, light.vertices / 0.1, atol=0.25)
 
 
 def test_simplified_returns_a_light_model_unchanged_and_bakes_textures() -> None:

@@ -251,7 +251,7 @@ def transfer_colors(
     reach = 0.03 * diameter  # a normal turned by 60 degrees counts like 3 % of the diameter
     tree = cKDTree(np.column_stack([points, reach * mesh.face_areas_normals(vertices, faces)[1][face]]))
     corners = new_vertices[new_faces]
-    inner = 0.8 * corners + 0.2 * corners.mean(axis=1, keepdims=True)  # off the border, toward the face
+    inner = 0.4 * corners + 0.6 * corners.mean(axis=1, keepdims=True)  # off the border, toward the face
     normals = np.repeat(mesh.face_areas_normals(new_vertices, new_faces)[1][:, None], 3, axis=1)
     _, nearest = tree.query(np.concatenate([inner, reach * normals], axis=2).reshape(-1, 6))
     found = sampled[nearest]

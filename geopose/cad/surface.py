@@ -81,7 +81,7 @@ class Surface:
         return float((landed & (distance > 1.0)).mean())
 
     def fit_coarsely(
-        self, R: Array, t: Array, probes: int = 150, steps: int = 10
+        self, R: Array, t: Array, probes: int = 100, steps: int = 10
     ) -> tuple[Array, Array, Array]:
         """Rotations (B, 3, 3), shifts (B, 3), mean distance (B,) after some registration from each start."""
         points = self.probes[self.shuffled[:probes]]
@@ -106,7 +106,7 @@ class Surface:
             slip = 0.02 if k < steps - 4 else 1e-4
             distance = np.linalg.norm(moved - found, axis=1)
             trust = 1.0 / (
-                1.0 + (distance / (3.0 * np.median(distance) + 1e-12)) ** 2
+                1.0 + (distance / (3.0 * distance.mean() + 1e-12)) ** 2
             )  # Cauchy: details do not pull
             turn, shift = _step(
                 moved[None], (moved - found)[None], self.normals[face][None], slip, trust[None]
