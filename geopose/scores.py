@@ -51,7 +51,7 @@ class Score:
     """The errors of one true instance's estimate; infinite where there is no pose.
 
     Attributes:
-        instance: number of the true instance in its image.
+        instance: number of the true instance in its image; estimate: of the one assigned to it, -1 for none.
         status: of the estimate; "none" where the estimator gave fewer estimates than there are instances.
         add, add_s, mssd: metres; mspd: pixels; rotation_deg and translation: least over the symmetries.
         add_or_s: ADD-S for an object with symmetries, ADD for one without.
@@ -65,6 +65,7 @@ class Score:
     scene_id: int
     im_id: int
     instance: int
+    estimate: int
     visib_fract: float
     status: str
     confidence: float
@@ -105,8 +106,10 @@ def score(
         Estimates are assigned in the order of their confidence, each to the free instance nearest in MSSD;
         for the recalls this is done again at every threshold, as BOP does.
     """
-    ranked = sorted(estimates, key=lambda e: -e.confidence)[: len(truths)]
-    posed = [e for e in ranked if _pose_of(e) is not None]
+    ranked = sorted(range(len(estimates)), key=lambda i: -estimates[i].confidence)[: len(truths)]
+    with_pose = [i for i in ranked if _pose_of(estimates[i]) is not None]
+    without = [i for i in ranked if i not in with_pose]
+    posed = [estimates[i] for i in with_pose]
     mssd = _matrix(posed, truths, lambda e, t: metrics.mssd(e, t.pose, target.points, target.symmetries))
     mspd = _matrix(
         posed, truths, lambda e, t: metrics.mspd(e, t.pose, target.points, t.camera, target.symmetries)
@@ -115,16 +118,16 @@ def score(
     mssd_hits = np.mean([match(mssd, x) >= 0 for x in metrics.mssd_thresholds(target.diameter)], 0)
     width = truths[0].camera.size_wh[0] if truths else 1
     mspd_hits = np.mean([match(mspd, x) >= 0 for x in metrics.mspd_thresholds(width)], 0)
-    left = [e for e in ranked if _pose_of(e) is None]
     scores = []
     for i, truth in enumerate(truths):
-        estimate = posed[chosen[i]] if chosen[i] >= 0 else left.pop(0) if left else None
+        index = with_pose[chosen[i]] if chosen[i] >= 0 else without.pop(0) if without else -1
+        estimate = estimates[index] if index >= 0 else None
         row = _errors(estimate, truth, target)
         row |= {"mssd": float(mssd[chosen[i], i]) if chosen[i] >= 0 else np.inf}
         row |= {"mspd": float(mspd[chosen[i], i]) if chosen[i] >= 0 else np.inf}
         row |= {"mssd_hits": float(mssd_hits[i]), "mspd_hits": float(mspd_hits[i])}
         row["failure"] = _failure(row, estimate, truth, target)
-        scores.append(Score(truth.scene_id, truth.im_id, i, truth.visib_fract, seconds=seconds, **row))
+        scores.append(Score(truth.scene_id, truth.im_id, i, index, truth.visib_fract, seconds=seconds, **row))
     return scores
 
 

@@ -1,4 +1,4 @@
-"""What the scores of many estimates come to: recalls, medians, coverage, failures, as figures and as a table."""
+"""What the scores of many estimates come to: recalls, medians, coverage, failures; a table."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def evaluate_renders(
 
     Args:
         estimator: has `estimate(image, camera=...)`.
-        dataset: items with image (3, H, W) uint8, R, t, K, visib_fract: `SyntheticDataset(..., kind="scene")`.
+        dataset: `SyntheticDataset(..., kind="scene")`: items with image (3, H, W) uint8, R, t, K, visib_fract.
         target: `ScoredObject(model.vertices, model.diameter, symmetries.expand())`.
     """
     scores: list[Score] = []

@@ -1,0 +1,119 @@
+"""An evaluation as one HTML file that needs no other: figures, a curve, pictures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geopose._io import atomic_path
+from geopose.scores import Score
+from geopose.summary import Evaluation, rows_of
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse } td, th { padding: .15em .9em; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child { text-align: left } figure { display: inline-block; margin: .4em; width: 360px;
+vertical-align: top } figure img { width: 100% } figcaption { font-size: 12px } svg { margin: 1em 0 }
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of the report: under which heading, which instance, JPEG bytes."""
+
+    kind: str
+    row: Score
+    jpeg: bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, to be sent between ranks."""
+        key = [self.row.scene_id, self.row.im_id, self.row.instance]
+        return {"kind": self.kind, "key": key, "jpeg": base64.b64encode(self.jpeg).decode()}
+
+
+def write_report(path: str | Path, evaluation: Evaluation, shown: Sequence[Shown]) -> Path:
+    """The path of the HTML file; pictures stand in the order of `shown`, under one heading per kind."""
+    heads = "".join(f"<th>{escape(g.name)}</th>" for g in evaluation.summaries)
+    rows = "".join(
+        f"<tr><td>{escape(label)}</td>{''.join(f'<td>{escape(t)}</td>' for t in texts)}</tr>"
+        for label, texts in rows_of(evaluation)
+    )
+    statuses = "".join(
+        f"<p>Status, {escape(g.name)}: {escape(', '.join(f'{k} {n}' for k, n in g.statuses.items()))}</p>"
+        for g in evaluation.summaries
+    )
+    skipped = "".join(f"<li>{escape(text)}</li>" for text in evaluation.skipped)
+    parts = [
+        f"<h1>{escape(evaluation.title)}</h1>",
+        *(f"<p>{escape(note)}</p>" for note in evaluation.notes),
+        f"<p>Median time per image: {1000 * evaluation.seconds_median:.1f} ms</p>",
+        f"<table><tr><th></th>{heads}</tr>{rows}</table>{statuses}",
+        "<h2>Share of instances with ADD(-S) below a share of the diameter</h2>",
+        _curve(evaluation),
+        f"<h2>Skipped pictures</h2><ul>{skipped}</ul>" if skipped else "",
+        "<p>In the pictures, the convex outline of the true pose is blue.</p>" if shown else "",
+        *(
+            f"<h2>{escape(kind)}</h2>" + "".join(_figure(s) for s in group)
+            for kind, group in groupby(shown, lambda s: s.kind)
+        ),
+    ]
+    page = f"<!doctype html><meta charset='utf-8'><title>{escape(evaluation.title)}</title><style>{STYLE}</style>"
+    with atomic_path(path) as temporary:
+        temporary.write_text(page + "\n".join(parts) + "\n", encoding="utf-8")
+    return Path(path)
+
+
+def _figure(shown: Shown) -> str:
+    s = shown.row
+    what = f"scene {s.scene_id}, image {s.im_id}"
+    if np.isfinite(s.visib_fract):
+        what += f", {100 * s.visib_fract:.0f} % visible"
+    figures = f"{s.status}, confidence {s.confidence:.2f}"
+    if np.isfinite(s.add_or_s):
+        figures += (
+            f"; ADD(-S) {s.add_or_s / s.diameter:.3f} d, rotation {s.rotation_deg:.1f} deg, "
+            f"translation {1000 * s.translation:.1f} mm"
+        )
+    if s.failure:
+        figures += f"; {s.failure}"
+    data = base64.b64encode(shown.jpeg).decode()
+    image = f"<img alt='{escape(what)}' src='data:image/jpeg;base64,{data}'>"
+    return f"<figure>{image}<figcaption>{escape(what)}<br>{escape(figures)}</figcaption></figure>"
+
+
+def _curve(evaluation: Evaluation, width: int = 560, height: int = 220, most: float = 0.3) -> str:
+    """SVG of the recall over the threshold, one line per summary; the dashed line is a tenth of the diameter."""
+    colors = ("#1667c2", "#999999")
+    least = (float(g.name.rsplit(" ", 1)[-1]) if ">=" in g.name else 0.0 for g in evaluation.summaries)
+    lines = []
+    for color, group, visible in zip(colors, evaluation.summaries, least, strict=False):
+        errors = np.array([s.add_or_s / s.diameter for s in evaluation.scores if s.visible >= visible])
+        if len(errors) == 0:
+            continue
+        x = np.linspace(0, most, 121)
+        y = (errors[None] < x[:, None]).mean(1)
+        points = " ".join(
+            f"{40 + a / most * width:.1f},{10 + (1 - b) * height:.1f}" for a, b in zip(x, y, strict=True)
+        )
+        lines.append(f"<polyline fill='none' stroke='{color}' stroke-width='2' points='{points}'/>")
+        at = 25 + 16 * len(lines)
+        lines.append(f"<text x='60' y='{at}' fill='{color}' font-size='12'>{escape(group.name)}</text>")
+    tenth = 40 + 0.1 / most * width
+    ticks = "".join(
+        f"<text x='{40 + v / most * width:.0f}' y='{height + 26}' font-size='11' text-anchor='middle'>{v:g} d</text>"
+        for v in (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    )
+    ticks += "".join(
+        f"<text x='34' y='{14 + (1 - v) * height:.0f}' font-size='11' text-anchor='end'>{100 * v:.0f} %</text>"
+        for v in (0, 0.5, 1)
+    )
+    frame = f"<rect x='40' y='10' width='{width}' height='{height}' fill='none' stroke='#bbb'/>"
+    dash = f"<line x1='{tenth}' x2='{tenth}' y1='10' y2='{height + 10}' stroke='#bbb' stroke-dasharray='4'/>"
+    return f"<svg width='{width + 60}' height='{height + 34}'>{frame}{dash}{ticks}{''.join(lines)}</svg>"
