@@ -23,7 +23,7 @@ def _seeds() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
-@pytest.fixture()
+@pytest.fixture
 def rng() -> np.random.Generator:
     """A fresh numpy generator, the same for every test."""
     return np.random.default_rng(20240501)
