@@ -1,0 +1,151 @@
+"""Honest uncertainty: how far off the keypoints are, and how often the poses are right, on renders never trained on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+from geopose.geometry.heatmap import soft_argmax
+
+Array = NDArray[np.float64]
+WINDOWS: tuple[float | None, ...] = (None, 3.0, 6.0)  # heatmap cells
+_DEGREES = 4.0  # of freedom: between Gaussian and Cauchy
+_PULL = 8.0  # keypoints' worth of belief that all keypoints are alike
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Keypoints read from N crops, crop pixels: points (N, K, 2), cov (N, K, 2, 2), and the true ones, error
+    (N, K, 2),
+    counted (N, K) bool where the true point lies inside the crop."""
+
+    cov: Tensor
+    error: Tensor
+    counted: Tensor
+
+
+def read_renders(
+    net: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    device: torch.device,
+    count: int,
+    until: float,
+    windows: Sequence[float | None] = WINDOWS,
+) -> dict[float | None, Readings]:
+    """What the network reads in `count` fresh crops (fewer when `time.monotonic()` passes `until`), by
+    window.
+
+    Among the rows of a symmetric object that with the least error counts. `windows` as in `soft_argmax`.
+    """
+    rows: dict[float | None, list[tuple[Tensor, Tensor, Tensor]]] = {w: [] for w in windows}
+    done = 0
+    for batch in batches:
+        image = batch["image"].to(device).float().div_(255)
+        with torch.inference_mode():
+            logits = net(image.contiguous(memory_format=torch.channels_last))["heatmaps"].double().cpu()
+        cells = image.shape[-1] / logits.shape[-1]
+        truth, inside = batch["keypoints_px"].double(), batch["inside"].bool()
+        for window in windows:
+            mean, cov, _ = soft_argmax(logits, window=window)
+            error = (mean + 0.5) * cells - 0.5 - truth.transpose(0, 1)  # (Sym, B, K, 2)
+            counted = inside.transpose(0, 1)
+            far = torch.where(counted, error.norm(dim=-1), torch.zeros(())).sum(-1) / counted.sum(
+                -1
+            ).clamp_min(1)
+            best = torch.where(counted.any(-1), far, torch.inf).argmin(0)
+            each = torch.arange(len(best))
+            rows[window].append((cov * cells**2, error[best, each], counted[best, each]))
+        done += len(image)
+        if done >= count or time.monotonic() > until:
+            break
+    return {w: Readings(*(torch.cat(part)[:count] for part in zip(*r, strict=True))) for w, r in rows.items()}
+
+
+def fit_covariance(readings: Readings, steps: int = 250) -> tuple[dict[str, Any], float]:
+    """({"scale": (K,), "floor_px": (K,)}, mean negative log-likelihood per keypoint) of honest covariances.
+
+    The calibrated covariance is a_k cov + b_k^2 I, crop pixels^2, with a_k = scale and b_k = floor_px for
+    each keypoint.
+
+    Notes:
+        Maximum likelihood of the errors under a bivariate Student t with 4 degrees of freedom, whose scale
+        matrix is the calibrated covariance: a few wild keypoints (another one's peak, a hidden side) do not
+        blow up the rest, and RANSAC and the robust kernel take care of them. A weak prior draws each keypoint
+        to the mean of all.
+    """
+    cov, error, counted = readings.cov, readings.error, readings.counted.double()
+    keypoints = cov.shape[1]
+    logs = torch.zeros(2, keypoints, dtype=torch.float64, requires_grad=True)  # log a, log b
+    optimiser = torch.optim.Adam([logs], lr=0.05)
+    eye = torch.eye(2, dtype=torch.float64)
+    nll = torch.zeros(())
+    for _ in range(steps):
+        a, b = logs.clamp(-5.0, 5.0).exp()
+        sigma = cov * a[:, None, None] + (b * b + 1e-4)[:, None, None] * eye
+        det = sigma[..., 0, 0] * sigma[..., 1, 1] - sigma[..., 0, 1] ** 2
+        x, y = error.unbind(-1)
+        distance = (sigma[..., 1, 1] * x * x - 2 * sigma[..., 0, 1] * x * y + sigma[..., 0, 0] * y * y) / det
+        each = 0.5 * det.log() + (_DEGREES + 2) / 2 * torch.log1p(distance / _DEGREES)
+        nll = (each * counted).sum() / counted.sum().clamp_min(1)
+        pull = (logs - logs.mean(1, keepdim=True)).square().sum() + 0.05 * logs.mean(1).square().sum()
+        loss = nll + 0.5 * _PULL * pull / counted.sum().clamp_min(1)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    a, b = logs.detach().clamp(-5.0, 5.0).exp()
+    return {"scale": a.numpy(), "floor_px": (b * b + 1e-4).sqrt().numpy()}, float(nll)
+
+
+def calibrate_keypoints(
+    by_window: Mapping[float | None, Readings],
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """(calibration: window, scale, floor_px; figures: errors in crop pixels) with the window that is likeliest."""
+    fits = {w: fit_covariance(r) for w, r in by_window.items()}
+    window = min(fits, key=lambda w: fits[w][1])
+    readings = by_window[window]
+    error = readings.error.norm(dim=-1)[readings.counted]
+    figures = {
+        "crops": len(readings.error),
+        "keypoint_median_crop_px": float(error.median()) if len(error) else float("nan"),
+        "keypoint_mean_crop_px": float(error.mean()) if len(error) else float("nan"),
+        "keypoint_nll": fits[window][1],
+    }
+    return {"window": window, **fits[window][0]}, figures
+
+
+def fit_confidence(
+    features: Sequence[Mapping[str, float]],
+    right: Sequence[bool],
+    prior: Mapping[str, Any],
+    strength: float = 0.02,
+) -> dict[str, Any]:
+    """{"weights": by feature, all >= 0; "bias"} of the logistic function that tells right poses from wrong
+    ones.
+
+    Args:
+        features: of N poses; right: whether each was; prior: weights and bias to stay near where the data say
+            little;
+            strength: of that, per unit of squared difference, against the N log-likelihoods.
+    """
+    names = list(prior["weights"])
+    start = np.array([*(float(prior["weights"][n]) for n in names), float(prior["bias"])])
+    x = np.array([[*(f[n] for n in names), 1.0] for f in features], float).reshape(len(features), len(start))
+    sign = np.where(np.asarray(right, bool), 1.0, -1.0)
+
+    def cost(w: Array) -> tuple[float, Array]:
+        z = sign * (x @ w)
+        slope = -sign / (1.0 + np.exp(np.clip(z, -500, 500)))
+        away = w - start
+        return float(np.logaddexp(0, -z).sum() + strength * away @ away), slope @ x + 2 * strength * away
+
+    bounds = [(0.0, 60.0)] * len(names) + [(-60.0, 60.0)]
+    best = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return {"weights": dict(zip(names, best[:-1].tolist(), strict=True)), "bias": float(best[-1])}

@@ -1,0 +1,226 @@
+"""A trained model in one file: weights, keypoints, symmetries, units, a light mesh, and how well it did.
+
+The file is safetensors (numbers and text: reading it never executes anything). Weights are stored as float16,
+vectors (biases, norms) as float32; everything else is JSON under the metadata key "geopose".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from geopose import nets as nets_module
+from geopose._io import atomic_path
+
+FORMAT_VERSION = 1
+MAX_BYTES = 12_000_000
+SUFFIX = ".geopose"
+_METADATA_KEY = "geopose"
+_MESH_DTYPES = {"vertices": np.float32, "faces": np.int32, "colors": np.float32}
+
+
+def save_model(path: str | Path, nets: Mapping[str, nn.Module], meta: Mapping[str, Any]) -> Path:
+    """The path of the checkpoint written; the file appears whole or not at all.
+
+    Args:
+        path: where to write; folders are made.
+        nets: networks by role, e.g. {"keypoints": ..., "locator": ...}; their `.options` are stored as
+            meta["networks"].
+        meta: JSON-able values (numpy arrays and tuples become lists; NaN and infinity become null); "mesh",
+            if there, is a dict of arrays: vertices (V, 3) metres, faces (F, 3), colors (V, 3) in [0, 1] or
+            None.
+    Raises:
+        ValueError: for weights that are not finite, metadata that JSON cannot hold, or a file above 12 MB.
+    """
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    for role, net in nets.items():
+        if not role or "/" in role:
+            raise ValueError(f"nets: got the role {role!r}, expected a name without '/'")
+        for name, tensor in net.state_dict().items():
+            tensors[f"net/{role}/{name}"] = _compact(tensor, f"{role}.{name}")
+    meta = dict(meta)
+    mesh = meta.pop("mesh", None)
+    for name, dtype in _MESH_DTYPES.items():
+        if mesh is not None and mesh.get(name) is not None:
+            tensors[f"mesh/{name}"] = torch.from_numpy(np.array(mesh[name], dtype=dtype, order="C"))
+    meta["format_version"] = FORMAT_VERSION
+    meta["roles"] = sorted(nets)
+    meta.setdefault("networks", {role: getattr(net, "options", {}) for role, net in nets.items()})
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    if size > MAX_BYTES:
+        raise ValueError(f"nets: {size / 1e6:.1f} MB as stored, expected at most {MAX_BYTES / 1e6:.0f} MB")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={_METADATA_KEY: json.dumps(jsonable(meta), allow_nan=False)})
+    return path
+
+
+def load_model(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """(state dicts by role, float32 on the CPU; metadata) of a checkpoint; see `save_model`.
+
+    metadata["mesh"] holds numpy arrays, or None.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is not a geopose checkpoint, is cut short, or was written by a newer geopose.
+    """
+    path = Path(path)
+    meta = read_metadata(path)
+    states: dict[str, dict[str, Tensor]] = {role: {} for role in meta["roles"]}
+    mesh: dict[str, np.ndarray] = {}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():
+            kind, _, rest = key.partition("/")
+            role, _, name = rest.partition("/")
+            tensor = file.get_tensor(key)
+            if kind == "mesh" and rest in _MESH_DTYPES:
+                mesh[rest] = tensor.numpy()
+            elif kind == "net" and role in states and name:
+                states[role][name] = tensor.float() if tensor.is_floating_point() else tensor
+            else:
+                raise ValueError(f"{path}: unexpected tensor {key!r} in a geopose checkpoint")
+    meta["mesh"] = mesh or None
+    return states, meta
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata of a checkpoint, without reading its weights. Raises as `load_model` does."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a geopose checkpoint, or cut short ({error})") from None
+    if text is None:
+        raise ValueError(
+            f"{path}: a safetensors file, but not a geopose checkpoint (no metadata key 'geopose')"
+        )
+    try:
+        meta = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: its geopose metadata is not JSON ({error})") from None
+    version = meta.get("format_version") if isinstance(meta, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or not isinstance(meta.get("roles"), list):
+        raise ValueError(f"{path}: its geopose metadata holds no format version or no list of networks")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: checkpoint format {version}, this geopose reads up to {FORMAT_VERSION}: install a newer geopose"
+        )
+    return meta
+
+
+def load_nets(
+    path: str | Path, device: torch.device | str = "cpu"
+) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+    """(networks by role, in evaluation mode on `device`; metadata) of a checkpoint written by `train`.
+
+    Raises:
+        ValueError: as `load_model`, and when the weights do not fit the networks that the metadata describes.
+    """
+    states, meta = load_model(path)
+    nets: dict[str, nn.Module] = {}
+    for role, state in states.items():
+        try:
+            net = build_net(role, meta["networks"][role])
+            net.load_state_dict(state, strict=True)
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}: the network {role!r} does not fit its weights: {error}") from None
+        nets[role] = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return nets, meta
+
+
+def build_net(role: str, options: Mapping[str, Any], weights: bool = False) -> nn.Module:
+    """A network for a role, "keypoints" or "locator", from its JSON-able options.
+
+    weights: whether pretrained weights may be looked for; False to load a checkpoint into it.
+    """
+    builders: dict[str, Callable[..., nn.Module]] = {
+        "keypoints": nets_module.build_keypoint_net,
+        "locator": nets_module.build_locator,
+    }
+    if role not in builders:
+        raise ValueError(f"role: got {role!r}, expected one of {sorted(builders)}")
+    return builders[role](dict(options), weights=weights)
+
+
+def cache_dir() -> Path:
+    """Folder of the user's own models: $GEOPOSE_CACHE, else the platform's cache folder (~/.cache/geopose)."""
+    chosen = os.environ.get("GEOPOSE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "geopose"
+    base = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "geopose"
+
+
+def cached_path(name: str, content_hash: str) -> Path:
+    """Where a model of this CAD belongs in the cache, so that `find_model` finds it."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:40] or "model"
+    return cache_dir() / f"{safe}-{content_hash[:12]}{SUFFIX}"
+
+
+def find_model(content_hash: str) -> Path | None:
+    """The checkpoint trained for the CAD with this content hash, or None.
+
+    Looks in the user's cache first (newest file first: what was trained here on purpose), then among the
+    models that come with the package. Files that are not readable checkpoints are passed over.
+    """
+    built_in = Path(__file__).parent / "weights"
+    for folder in (cache_dir(), built_in):
+        for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: (-p.stat().st_mtime, p.name)):
+            try:
+                if read_metadata(path).get("content_hash") == content_hash:
+                    return path
+            except ValueError:
+                continue
+    return None
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as plain JSON types: arrays, tensors and tuples as lists, paths as text, NaN and infinity as
+    None.
+
+    Raises:
+        ValueError: for a type that has no such form.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, (np.integer, np.bool_)):
+        return value.item()
+    if isinstance(value, (np.ndarray, Tensor)):
+        return jsonable(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    raise ValueError(f"meta: cannot store a {type(value).__name__} ({value!r:.60}) as JSON")
+
+
+def _compact(tensor: Tensor, name: str) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous().clone()
+    if not tensor.is_floating_point():
+        return tensor
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"nets: the weights {name} are not finite")
+    half = tensor.half()
+    exact = tensor.ndim <= 1 or not bool(torch.isfinite(half).all())
+    return tensor.float() if exact else half

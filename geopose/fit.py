@@ -1,0 +1,273 @@
+"""Fitting one network to an endless stream of samples within a given time.
+
+AdamW with clipped gradients; the learning rate rises over the first 5 % of the time and falls on a cosine to
+nothing at its end; an exponential moving average of the weights is what is kept. Time, not epochs, drives the
+schedule, so that training ends when it was promised to, on any machine.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from geopose.distributed import average_, broadcast_number
+
+Batch = dict[str, Tensor]
+LossFn = Callable[[Any, Batch], tuple[Tensor, Mapping[str, Tensor]]]
+_GRADIENT_NORM = 2.0
+_EMA_DECAY = 0.999
+_MAX_BAD_STEPS = 50
+
+
+class IndexStream(Sampler[int]):
+    """Sample numbers without end: start + rank, start + rank + world, ...; ranks never share one."""
+
+    def __init__(self, start: int, rank: int = 0, world: int = 1) -> None:
+        self.start, self.rank, self.world = start, rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        index = self.start + self.rank
+        while True:
+            yield index
+            index += self.world
+
+
+class Clock:
+    """Seconds a training has been at work, over all its sittings."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._zero = time.monotonic() - before
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self._zero
+
+
+def start_worker(_worker: int) -> None:
+    """Prepares a rendering process: one thread of each kind, and Ctrl-C left to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def default_workers() -> int:
+    """Rendering processes of this training process: one for two of its cores, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def endless_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    workers: int,
+    start: int,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+) -> DataLoader[Any]:
+    """Batches without end from a map-style dataset that is a pure function of the index (its length is not used)."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=IndexStream(start, rank, world),
+        num_workers=workers,
+        worker_init_fn=start_worker,
+        prefetch_factor=3 if workers else None,
+        pin_memory=pin,
+        drop_last=True,
+    )
+
+
+def rate_at(fraction: float, warm_up: float = 0.05) -> float:
+    """Learning rate relative to its peak after `fraction` of the time: linear rise, then a cosine to zero."""
+    fraction = min(max(fraction, 0.0), 1.0)
+    if fraction < warm_up:
+        return max(fraction / warm_up, 0.02)
+    return 0.5 * (1.0 + math.cos(math.pi * (fraction - warm_up) / (1.0 - warm_up)))
+
+
+class Average:
+    """Exponential moving average of a network's weights and norms' statistics (float tensors; others are copied)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.state = {name: t.detach().clone() for name, t in net.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, step: int) -> None:
+        keep = min(_EMA_DECAY, (1.0 + step) / (10.0 + step))
+        now = net.state_dict()
+        names = [n for n, t in self.state.items() if t.is_floating_point()]
+        torch._foreach_lerp_([self.state[n] for n in names], [now[n] for n in names], 1.0 - keep)
+        for name in self.state.keys() - set(names):
+            self.state[name].copy_(now[name])
+
+
+@dataclass
+class Learner:
+    """One network on its way: weights, their average, the optimiser, and how far it is."""
+
+    role: str
+    net: nn.Module
+    learning_rate: float
+    step: int = 0
+    samples: int = 0
+    begun_s: float | None = None  # on the training's clock
+    done: bool = False
+    history: list[list[float]] = field(default_factory=list)  # rows: clock s, samples, loss
+
+    def __post_init__(self) -> None:
+        self.average = Average(self.net)
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": 1e-2},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
+
+    def _optimised(self) -> list[nn.Parameter]:
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the state file must hold of this network; when it is done, only its average."""
+        out = {f"{self.role}/average/{k}": v for k, v in self.average.state.items()}
+        if self.done:
+            return out
+        out |= {f"{self.role}/net/{k}": v for k, v in self.net.state_dict().items()}
+        for number, parameter in enumerate(self._optimised()):
+            for name, value in self.optimiser.state.get(parameter, {}).items():
+                out[f"{self.role}/optimiser/{number}/{name}"] = value
+        return out
+
+    def meta(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "begun_s": self.begun_s,
+            "done": self.done,
+            "history": self.history,
+        }
+
+    def restore(self, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Takes up the state that `meta` and `tensors` of an earlier sitting describe."""
+        self.step, self.samples, self.done = int(meta["step"]), int(meta["samples"]), bool(meta["done"])
+        self.begun_s, self.history = meta["begun_s"], list(meta["history"])
+        mine = {k[len(self.role) + 1 :]: v for k, v in tensors.items() if k.startswith(self.role + "/")}
+        average = {k[len("average/") :]: v for k, v in mine.items() if k.startswith("average/")}
+        weights = {k[len("net/") :]: v for k, v in mine.items() if k.startswith("net/")}
+        self.net.load_state_dict(average if self.done else weights, strict=True)
+        for name, tensor in self.average.state.items():
+            tensor.copy_(average[name])
+        for number, parameter in enumerate(self._optimised()):
+            prefix = f"optimiser/{number}/"
+            for key in [k for k in mine if k.startswith(prefix)]:
+                name = key[len(prefix) :]
+                # torch keeps the step counter on the CPU in float32, the moments like the parameter
+                value = mine[key] if name == "step" else torch.empty_like(parameter).copy_(mine[key])
+                self.optimiser.state[parameter][name] = value
+
+    def finish(self) -> None:
+        """Puts the averaged weights into the network and drops the rest."""
+        self.done = True
+        self.net.load_state_dict(self.average.state)
+        self.optimiser.state.clear()
+        self.net.eval()
+
+
+def learn(
+    learner: Learner,
+    loader: DataLoader[Any],
+    loss_fn: LossFn,
+    clock: Clock,
+    until_s: float,
+    device: torch.device,
+    after_step: Callable[[Learner, float], None],
+    half: bool = False,
+) -> None:
+    """Trains `learner` in place until the clock of rank 0 says `until_s`.
+
+    Args:
+        loader: endless; batches hold "image" (B, 3, H, W) uint8 and the targets of `loss_fn`.
+        loss_fn: (network output, batch on the device) -> (loss, its parts).
+        after_step: called on every rank after each step with the learner and the loss; may save, and may
+            raise.
+        half: run the network under bfloat16 autocast.
+    Raises:
+        RuntimeError: when a rendering worker dies, or the loss stays non-finite.
+    """
+    if learner.begun_s is None:
+        learner.begun_s = clock.elapsed()
+    net: nn.Module = learner.net.train()
+    world = 1
+    if dist.is_initialized():
+        world = dist.get_world_size()
+        net = DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
+    parameters = learner._optimised()
+    bad = 0
+    for batch in _guarded(loader):
+        now = broadcast_number(clock.elapsed(), device)
+        if now >= until_s:
+            break
+        rate = learner.learning_rate * rate_at((now - learner.begun_s) / max(until_s - learner.begun_s, 1e-9))
+        for group in learner.optimiser.param_groups:
+            group["lr"] = rate
+        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+        image = batch.pop("image").float().div_(255.0).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            output = net(image)
+        loss, _parts = loss_fn(_floats(output), batch)
+        learner.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
+        learner.samples += world * len(image)
+        if bool(torch.isfinite(norm)):  # the same on every rank: gradients are averaged
+            bad = 0
+            learner.optimiser.step()
+            learner.step += 1
+            learner.average.update(learner.net, learner.step)
+        else:
+            bad += 1
+            if bad >= _MAX_BAD_STEPS:
+                raise RuntimeError(
+                    f"training the {learner.role} network: the loss was not finite {bad} times in a row; "
+                    "try a smaller learning_rate"
+                )
+        after_step(learner, float(average_(loss.detach())))
+
+
+def _floats(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, Mapping):
+        return {k: _floats(v) for k, v in output.items()}
+    if isinstance(output, (list, tuple)):
+        return [_floats(v) for v in output]
+    return output
+
+
+def _guarded(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """The loader's batches; the death of a worker is put in words."""
+    batches = None
+    try:
+        batches = iter(loader)
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
+            raise RuntimeError(
+                f"a process that renders training pictures died ({error}). Often memory ran out: use a smaller "
+                "batch_size or fewer workers. In a script, call train() under `if __name__ == '__main__':`. "
+                "The same command goes on from the last saved state"
+            ) from error
+        raise
+    finally:
+        del batches  # ends the workers

