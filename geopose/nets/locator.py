@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geopose.nets.backbone import CHANNELS, ConvNorm, Encoder, mixed_precision
-from geopose.nets.unet import check_picture
+from geopose.nets.backbone import (
+    CHANNELS,
+    ConvNorm,
+    Encoder,
+    channels_last,
+    check_picture,
+    checked_options,
+    mixed_precision,
+    new_head,
+)
 
 STRIDE = 8
 """Input pixels per output cell; cell i is centred on pixel `(i + 0.5) * STRIDE - 0.5`."""
@@ -21,35 +32,30 @@ class Locator(nn.Module):
 
     Args:
         pretrained: ImageNet weights in the encoder (needs `geopose[pretrained]`).
-        folded: the encoder has no normalisation (what `pretrained` leads to), to load a checkpoint into.
         frozen_stride: encoder layers up to this stride (0, 2, 4, 8) are not trained.
         width: channels of the decoder.
-        bfloat16: train the decoder in bfloat16 on processors that multiply it in hardware; evaluation is float32.
+        bfloat16: train the decoder in bfloat16 on processors that multiply it in hardware; evaluation stays
+            float32.
     Notes:
         Zhou, Wang, Kraehenbuehl, "Objects as Points", 2019, on EfficientNet-Lite0 up to stride 16.
     """
 
     def __init__(
-        self, pretrained: bool = False, *, folded: bool = False, frozen_stride: int = 0, width: int = 64,
-        bfloat16: bool = True,
-    ) -> None:  # fmt: skip
+        self, pretrained: bool = False, *, frozen_stride: int = 0, width: int = 64, bfloat16: bool = True
+    ) -> None:
         super().__init__()
         self.options = {
-            "pretrained": False, "folded": pretrained or folded, "frozen_stride": frozen_stride, "width": width,
-            "bfloat16": bfloat16,
+            "pretrained": False, "frozen_stride": frozen_stride, "width": width, "bfloat16": bfloat16,
         }  # fmt: skip
-        self.bfloat16 = bfloat16
-        self.encoder = Encoder(pretrained, folded=folded, max_stride=16, frozen_stride=frozen_stride)
+        self.mixed = bfloat16
+        self.encoder = Encoder(pretrained, max_stride=16, frozen_stride=frozen_stride)
         self.lateral = nn.ModuleList(nn.Conv2d(CHANNELS[stride], width, 1) for stride in (16, 8))
         self.context = nn.Linear(width, width)
         self.smooth = nn.ModuleList(ConvNorm(width, width, 3) for _ in range(3))
-        self.head = nn.Conv2d(width, 5, 1)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
-        with torch.no_grad():
-            self.head.bias[0] = -4.0  # the rare positive: Lin et al., "Focal Loss", ICCV 2017, section 3.3
-            self.head.bias[1] = 1.0
-        self.to(memory_format=torch.channels_last)
+        self.head = new_head(width, 5)
+        with torch.no_grad():  # the rare positive: Lin et al., "Focal Loss", ICCV 2017, section 3.3
+            self.head.get_parameter("bias")[:2] = torch.tensor([-4.0, 1.0])
+        channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Five maps of a picture.
@@ -57,14 +63,14 @@ class Locator(nn.Module):
         Args:
             x: (B, 3, H, W) RGB in [0, 1] (or uint8), H and W multiples of 8.
         Returns:
-            (B, 5, H/8, W/8): centre logit, log2(size / 32 px), offset x and y from the cell's centre in input pixels,
-            logit of the visible fraction. The size is the diagonal of the amodal box over sqrt(2).
+            (B, 5, H/8, W/8): centre logit, log2(size / 32 px), offset x and y from the cell's centre in input
+            pixels, logit of the visible fraction. The size is the diagonal of the amodal box over sqrt(2).
         Raises:
             ValueError: on another shape.
         """
         check_picture(x, STRIDE)
         features = self.encoder(x)
-        with mixed_precision(self.bfloat16 and self.training):
+        with mixed_precision(self.mixed and self.training):
             y = self.lateral[0](features[16])
             y = y + self.context(F.relu(y).mean((2, 3)))[:, :, None, None]
             y = self.smooth[1](self.smooth[0](y))
@@ -75,8 +81,16 @@ class Locator(nn.Module):
         return torch.cat((out[:, :2], out[:, 2:4] * STRIDE, out[:, 4:]), 1)
 
 
+def build_locator(options: Mapping[str, Any], weights: bool = True) -> Locator:
+    """The locator that `options` (JSON-able, any argument of `Locator`) describe.
+
+    weights: False never looks for pretrained weights: to load a checkpoint into it.
+    """
+    return Locator(**checked_options(options, Locator, weights))
+
+
 def decode(out: Tensor, top: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres (B, top, 2) in input pixels, sizes (B, top) in input pixels and scores (B, top) in [0, 1], best first.
+    """Centres (B, top, 2) and sizes (B, top) in input pixels, and scores (B, top) in [0, 1], best first.
 
     Args:
         out: (B, 5, H, W), what `Locator` returns.

@@ -23,8 +23,8 @@ class LossOptions:
     """Weights of the parts of `keypoint_loss`.
 
     Attributes:
-        loss: "ce", cross-entropy of a spatial softmax (calibrated probabilities), or "mse", squared error to Gaussians
-            of peak one (the literature's recipe; such maps are no logits).
+        loss: "ce", cross-entropy of a spatial softmax (calibrated probabilities), or "mse", squared error to
+            Gaussians of peak one (the literature's recipe; such maps are no logits).
         sigma: standard deviation of the Gaussian target, in heatmap cells of 4 crop pixels.
         nll: weight of the negative log-likelihood of the soft-argmax under its covariance ("ce" only).
         outside: weight of the uniform target that keypoints outside of the crop get ("ce" only).
@@ -58,16 +58,17 @@ def keypoint_loss(
 
     Args:
         out: what `UNet` or `Hourglass` returns; with `stacks`, each stack is trained.
-        targets: collated crop samples: `keypoints_px` (B, Sym, K, 2) crop pixels, `inside` (B, Sym, K), and for
-            dense heads `mask` (B, S/4, S/4) and `xyz` (B, 3, S/4, S/4); `present` (B,) if some crops are empty.
+        targets: collated crop samples: `keypoints_px` (B, Sym, K, 2) crop pixels, `inside` (B, Sym, K), and
+            for dense heads `mask` (B, S/4, S/4) and `xyz` (B, 3, S/4, S/4); `present` (B,) if some crops are
+            empty.
         options: weights; `LossOptions()` by default.
     Raises:
         ValueError: on shapes that do not match.
     Notes:
-        One symmetric row is chosen per sample: that with the smallest mean loss over its keypoints inside of the crop
-        (the last stack decides). The object coordinates know only row 0: they are trained where it was chosen.
-        With the network at the optimum of "ce", each softmax is the posterior of the keypoint convolved with the
-        Gaussian of `sigma`; `posterior_covariance` takes that Gaussian out again.
+        One symmetric row is chosen per sample: that with the smallest mean loss over its keypoints inside of
+        the crop (the last stack decides). The object coordinates know only row 0: they are trained where it
+        was chosen. With the network at the optimum of "ce", each softmax is the posterior of the keypoint
+        convolved with the Gaussian of `sigma`; `posterior_covariance` takes that Gaussian out again.
     """
     options = options or LossOptions()
     stacks: list[Tensor] = out.get("stacks") or [out["heatmaps"]]
@@ -75,14 +76,14 @@ def keypoint_loss(
     heatmaps = stacks[-1]
     if points.ndim != 4 or heatmaps.ndim != 4 or points.shape[::2] != heatmaps.shape[:2]:
         raise ValueError(
-            f"keypoints_px: got {tuple(targets['keypoints_px'].shape)} beside heatmaps {tuple(heatmaps.shape)}, "
+            f"keypoints_px: got {tuple(points.shape)} beside heatmaps {tuple(heatmaps.shape)}, "
             "expected (B, Sym, K, 2) beside (B, K, H, W)"
         )
     present = targets.get("present", torch.ones(len(points), dtype=torch.bool, device=points.device))
     inside = targets["inside"].to(torch.bool) & present[:, None, None]
     errors = _squared_error if options.loss == "mse" else _cross_entropy
 
-    log_p = [F.log_softmax(h.float().flatten(2), -1).view_as(h) if options.loss == "ce" else h.float() for h in stacks]
+    log_p = [_log_softmax(h) if options.loss == "ce" else h.float() for h in stacks]
     per_point = [errors(h, points, options.sigma) for h in log_p]  # each (B, Sym, K)
     row = _best_row(per_point[-1].detach(), inside)  # (B,)
     batch = torch.arange(len(row), device=row.device)
@@ -101,11 +102,16 @@ def keypoint_loss(
         total, parts["mask"] = total + options.mask * mask, mask.detach()
     if "xyz" in out:
         where = (targets["mask"] > 0.5) & ((row == 0) & present)[:, None, None]
-        error = F.smooth_l1_loss(out["xyz"].float(), targets["xyz"].float(), reduction="none", beta=0.1).sum(1)
-        xyz = _mean(error, where.float())
+        error = F.smooth_l1_loss(out["xyz"].float(), targets["xyz"].float(), reduction="none", beta=0.1)
+        xyz = _mean(error.sum(1), where.float())
         total, parts["xyz"] = total + options.xyz * xyz, xyz.detach()
     parts["total"] = total.detach()
     return total, parts
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """The logarithm of the spatial softmax of maps (B, K, H, W)."""
+    return F.log_softmax(logits.float().flatten(2), -1).unflatten(-1, logits.shape[-2:])
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -114,14 +120,14 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _best_row(errors: Tensor, inside: Tensor) -> Tensor:
-    """(B,) the symmetric row with the smallest mean of `errors` (B, Sym, K) over `inside`; rows without any come last."""
+    """(B,) the row with the smallest mean `errors` (B, Sym, K) over `inside`; rows without any come last."""
     count = inside.sum(-1)
     mean = (errors * inside).sum(-1) / count.clamp_min(1)
     return torch.where(count > 0, mean, torch.inf).argmin(1)
 
 
 def _axis_targets(points: Tensor, height: int, width: int, sigma: float) -> tuple[Tensor, Tensor]:
-    """The Gaussian target as a product: log-probabilities over rows (B, Sym, K, H) and columns (B, Sym, K, W)."""
+    """The Gaussian target as a product: log-probabilities of rows (B, Sym, K, H), columns (B, Sym, K, W)."""
     axes = []
     for coordinate, size in ((points[..., 1], height), (points[..., 0], width)):
         cells = torch.arange(size, device=points.device, dtype=points.dtype)
@@ -132,7 +138,7 @@ def _axis_targets(points: Tensor, height: int, width: int, sigma: float) -> tupl
 
 def _cross_entropy(log_p: Tensor, points: Tensor, sigma: float) -> Tensor:
     """(B, Sym, K) divergence from the Gaussian target to softmax maps (B, K, H, W): zero where they agree."""
-    log_y, log_x = _axis_targets(points, *log_p.shape[-2:], sigma)
+    log_y, log_x = _axis_targets(points, log_p.shape[-2], log_p.shape[-1], sigma)
     y, x = log_y.exp(), log_x.exp()
     rows = torch.einsum("bkhw,bskw->bskh", log_p, x)
     negative_entropy = (y * log_y).sum(-1) + (x * log_x).sum(-1)
@@ -141,7 +147,7 @@ def _cross_entropy(log_p: Tensor, points: Tensor, sigma: float) -> Tensor:
 
 def _squared_error(heatmaps: Tensor, points: Tensor, sigma: float) -> Tensor:
     """(B, Sym, K) sum over cells of the squared difference to Gaussians of peak one."""
-    drawn = gaussian_heatmaps(points, heatmaps.shape[-2:], sigma)
+    drawn = gaussian_heatmaps(points, (heatmaps.shape[-2], heatmaps.shape[-1]), sigma)
     return (heatmaps[:, None] - drawn).square().sum((-2, -1))
 
 
@@ -152,16 +158,16 @@ def _uniform_cross_entropy(log_p: Tensor) -> Tensor:
 
 
 def posterior_covariance(covariance: Tensor, sigma: float, floor: float = 0.1) -> Tensor:
-    """Covariance (..., 2, 2) in cells^2 of a keypoint, from that of a softmax trained on Gaussian targets of `sigma`.
+    """Covariance (..., 2, 2) in cells^2 of a keypoint, from that of a softmax trained with `sigma`.
 
     The target's own variance is taken out of each eigenvalue, which stays above `floor`^2.
     """
     mean = 0.5 * (covariance[..., 0, 0] + covariance[..., 1, 1])
     half = 0.5 * (covariance[..., 0, 0] - covariance[..., 1, 1])
     radius = (half.square() + covariance[..., 0, 1].square() + 1e-12).sqrt()
-    shift = floor**2 - sigma**2
-    large = floor**2 + F.softplus(mean + radius + shift - floor**2, beta=20.0)
-    small = floor**2 + F.softplus(mean - radius + shift - floor**2, beta=20.0)
+    taken = sigma**2 + floor**2
+    large = floor**2 + F.softplus(mean + radius - taken, beta=100.0)
+    small = floor**2 + F.softplus(mean - radius - taken, beta=100.0)
     eye = torch.eye(2, dtype=covariance.dtype, device=covariance.device)
     slope = (large - small) / (2.0 * radius)
     centre, outer = 0.5 * (large + small), covariance - mean[..., None, None] * eye
@@ -187,8 +193,9 @@ def locator_loss(out: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, di
 
     Args:
         out: (B, 5, H, W).
-        targets: collated window samples: `centre_px` (B, 2), `size_px` (B,), `visib_fract` (B,), `present` (B,) bool;
-            values of absent objects are not read. A centre outside of the picture counts in the nearest cell.
+        targets: collated window samples: `centre_px` (B, 2), `size_px` (B,), `visib_fract` (B,), `present`
+            (B,) bool; values of absent objects are not read. A centre outside of the picture counts in the
+            nearest cell.
     Raises:
         ValueError: on another shape.
     Notes:
