@@ -88,13 +88,22 @@ def _mean(weight: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
 
 
 def _moments(p: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the distributions `p` (..., H, W), which sum to one."""
-    along_x, along_y = p.sum(-2), p.sum(-1)
-    mean = torch.stack([along_x @ xs, along_y @ ys], -1)
-    dx, dy = xs - mean[..., :1], ys - mean[..., 1:]
-    xx, yy = (along_x * dx * dx).sum(-1), (along_y * dy * dy).sum(-1)
+    """Mean and covariance of the distributions `p` (..., H, W), which sum to one.
+
+    Offsets are taken from the peak first, so that rounding in the sum of `p` is not multiplied by the position.
+    """
+    (x, dx, xx), (y, dy, yy) = _marginal(p.sum(-2), xs), _marginal(p.sum(-1), ys)
     xy = ((p @ dx[..., None]).squeeze(-1) * dy).sum(-1)
-    return mean, torch.stack([xx, xy, xy, yy], -1).unflatten(-1, (2, 2))
+    return torch.stack([x, y], -1), torch.stack([xx, xy, xy, yy], -1).unflatten(-1, (2, 2))
+
+
+def _marginal(p: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (...), offsets from it (..., G) and variance (...) of the distributions `p` (..., G) over `grid`."""
+    peak = grid[p.argmax(-1)]
+    offset = grid - peak[..., None]
+    shift = (p * offset).sum(-1)
+    offset = offset - shift[..., None]
+    return peak + shift, offset, (p * offset * offset).sum(-1)
 
 
 def _box(centre: Tensor, xs: Tensor, ys: Tensor, half: float) -> Tensor:
