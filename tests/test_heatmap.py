@@ -55,10 +55,10 @@ def test_moments_are_exact(rng):
 
 
 def test_a_large_map_in_float32_keeps_its_covariance():
-    logits = gaussian_logits(np.array([1000.3, 3.0]), (8, 1024), 0.7).astype(np.float32) + np.float32(50)
+    logits = gaussian_logits(np.array([1000.3, 7.0]), (15, 1024), 1.2).astype(np.float32) + np.float32(50)
     mean, cov, _ = soft_argmax(logits[None])
     assert mean[0, 0] == pytest.approx(1000.3, abs=1e-4)
-    assert cov[0, 0, 0] == pytest.approx(0.49, rel=1e-4)
+    assert cov[0, 0, 0] == pytest.approx(1.44, rel=1e-4)
 
 
 def test_a_single_hot_pixel():
