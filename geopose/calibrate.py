@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from geopose.geometry.heatmap import soft_argmax
+from geopose.stages import keypoints_of
 
 Array = NDArray[np.float64]
 WINDOWS: tuple[float | None, ...] = (None, 3.0, 6.0)  # heatmap cells
@@ -51,18 +51,17 @@ def read_renders(
         image = batch["image"].to(device).float().div_(255)
         with torch.inference_mode():
             logits = net(image.contiguous(memory_format=torch.channels_last))["heatmaps"].double().cpu()
-        cells = image.shape[-1] / logits.shape[-1]
         truth, inside = batch["keypoints_px"].double(), batch["inside"].bool()
         for window in windows:
-            mean, cov, _ = soft_argmax(logits, window=window)
-            error = (mean + 0.5) * cells - 0.5 - truth.transpose(0, 1)  # (Sym, B, K, 2)
+            points, cov = keypoints_of(logits, image.shape[-1], window)
+            error = points - truth.transpose(0, 1)  # (Sym, B, K, 2)
             counted = inside.transpose(0, 1)
             far = torch.where(counted, error.norm(dim=-1), torch.zeros(())).sum(-1) / counted.sum(
                 -1
             ).clamp_min(1)
             best = torch.where(counted.any(-1), far, torch.inf).argmin(0)
             each = torch.arange(len(best))
-            rows[window].append((cov * cells**2, error[best, each], counted[best, each]))
+            rows[window].append((cov, error[best, each], counted[best, each]))
         done += len(image)
         if done >= count or time.monotonic() > until:
             break

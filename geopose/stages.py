@@ -17,6 +17,7 @@ from geopose.data.synthetic import PADDING
 from geopose.geometry.camera import crop_affine
 from geopose.geometry.heatmap import soft_argmax
 from geopose.nets.locator import decode
+from geopose.nets.losses import LossOptions, posterior_covariance
 
 Array = NDArray[np.float64]
 Picture = NDArray[np.uint8]
@@ -80,6 +81,18 @@ def _tensor(pictures: Picture, net: nn.Module) -> torch.Tensor:
     return x.permute(0, 3, 1, 2).float().div_(255)
 
 
+def keypoints_of(
+    heatmaps: torch.Tensor, crop_size: int, window: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keypoints (B, K, 2) in crop pixels and their covariances (B, K, 2, 2) from logits (B, K, H, W).
+
+    window: see `soft_argmax`. The width of the Gaussians that the network was taught is taken out of the covariance.
+    """
+    mean, cov, _ = soft_argmax(heatmaps.double(), window=window)
+    cells = crop_size / heatmaps.shape[-1]
+    return (mean + 0.5) * cells - 0.5, posterior_covariance(cov, LossOptions().sigma) * cells**2
+
+
 def read_crops(
     net: nn.Module,
     picture: Picture,
@@ -96,17 +109,14 @@ def read_crops(
     crops = np.stack([cut_square(picture, box, crop_size) for box in boxes])
     with torch.inference_mode():
         out = net(_tensor(crops, net))
-        mean, cov, _ = soft_argmax(out["heatmaps"].double(), window=calibration.get("window"))
+        points_px, cov_px = keypoints_of(out["heatmaps"], crop_size, calibration.get("window"))
         shape = out["heatmaps"].shape[-2:]
         masks = out["mask"].sigmoid()[:, 0] if "mask" in out else torch.ones(len(crops), *shape)
-    cells = crop_size / shape[-1]
-    points, covs = mean.cpu().numpy(), cov.cpu().numpy() * cells**2
-    covs = calibrated(covs, calibration)
+    points, covs = points_px.cpu().numpy(), calibrated(cov_px.cpu().numpy(), calibration)
     readings = []
     for i, box in enumerate(boxes):
         scale = (box[2] - box[0]) / crop_size
-        in_crop = (points[i] + 0.5) * cells - 0.5
-        px = (in_crop + 0.5) * scale + box[:2]
+        px = (points[i] + 0.5) * scale + box[:2]
         readings.append(Reading(px, covs[i] * scale**2, masks[i].float().cpu().numpy(), box))
     return readings
 
