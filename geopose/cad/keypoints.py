@@ -12,7 +12,7 @@ from geopose.cad.symmetry import Symmetries, front
 
 Array = NDArray[np.float64]
 VIEWS = 48  # directions from which the visibility of a point is judged
-CELLS = 48  # of the depth map of one view, along the diameter
+CELLS = 36  # of the depth map of one view, along the diameter
 SCALE = 0.06  # of the diameter: the neighbourhood in which a place is called distinctive
 
 
@@ -50,42 +50,43 @@ def choose_keypoints(model: CadModel, count: int = 16, symmetries: Symmetries | 
             f"count: got {count}, expected at least 4 keypoints: fewer leave the pose undetermined"
         )
     group = Symmetries.none() if symmetries is None else symmetries
-    places, weight = _candidates(model)
+    places, weight, surface = _candidates(model)
     facing = _facing(places, group, model.diameter)
     places, weight = places[facing], weight[facing]
     orbits = np.einsum("sij,nj->nsi", group.discrete[:, :3, :3], places) + group.discrete[:, :3, 3]
+    off = surface.query(orbits.reshape(-1, 3))[0].reshape(orbits.shape[:2]).max(axis=1) / model.diameter
+    weight /= 1.0 + (np.maximum(off - 0.015, 0.0) / 0.015) ** 2  # where an approximate symmetry holds best
     chosen = _spread(orbits, weight, places.mean(axis=0), count, 1e-6 * model.diameter)
     return _thickened(chosen, places, weight)
 
 
-def _candidates(model: CadModel) -> tuple[Array, Array]:
-    """Places on the surface (N, 3) and how good they are (N,), from 0.05 to 1."""
+def _candidates(model: CadModel) -> tuple[Array, Array, cKDTree]:
+    """Places on the surface (N, 3), how good they are (N,), and dense samples of the surface."""
     generator = np.random.default_rng(0)
     dense, face, bary = mesh.sample_surface(model.vertices, model.faces, 20_000, generator)
     normals = mesh.face_areas_normals(model.vertices, model.faces)[1][face]
-    features = [normals]
-    if (colors := model.baked().colors) is not None:
-        features.append(np.einsum("nk,nkc->nc", bary, colors[model.faces[face]].astype(np.float64)))
-    corners = np.unique(model.vertices, axis=0)
-    if len(corners) > 2_000:
-        corners = corners[np.sort(generator.permutation(len(corners))[:2_000])]
-    places = np.concatenate([corners, dense[::10]])
+    colors = model.baked().colors
+    paint = None if colors is None else np.einsum("nk,nkc->nc", bary, colors[model.faces[face]].astype(float))
+    corners, copies = np.unique(model.vertices, axis=0, return_counts=True)
+    some = np.sort(generator.permutation(len(corners))[:2_000])
+    places = np.concatenate([corners[some], dense[::10]])
+    sharp = np.concatenate([copies[some] >= 3, np.zeros(len(places) - len(some), bool)])  # three walls meet
     tree = cKDTree(dense)
     sight = np.clip(_visibility(dense, model.diameter)[tree.query(places)[1]] / 0.3, 0.05, 1.0)
     around = tree.query_ball_point(places, SCALE * model.diameter)
-    variety = np.zeros(len(places))
-    for feature in features:
-        variety += np.array([_variety(feature[index]) for index in around])
-    rank = np.argsort(np.argsort(variety, kind="stable"), kind="stable") / max(len(places) - 1, 1)
-    return places, sight * (0.6 + 0.4 * rank)
+    corner, border = np.array([1.0, 0.5, 0.0]), np.array([0.0, 1.0, 0.5])  # of walls, of colours
+    variety = np.stack([_deviations(normals[index]) for index in around]) @ corner
+    if paint is not None:
+        variety += np.stack([_deviations(paint[index]) for index in around]) @ border
+    distinct = np.minimum(variety / max(float(np.percentile(variety, 98)), 1e-9), 1.0) + 0.3 * sharp
+    return places, sight * (0.5 + 0.5 * distinct), tree
 
 
-def _variety(values: Array) -> float:
-    """How far `values` (N, 3) spread: the least plus half of the middle principal standard deviation."""
+def _deviations(values: Array) -> Array:
+    """Principal standard deviations (3,) of `values` (N, 3), the least first; zero for fewer than four."""
     if len(values) < 4:
-        return 0.0
-    deviations = np.sqrt(np.clip(np.linalg.eigvalsh(np.cov(values.T)), 0.0, None))
-    return float(deviations[0] + 0.5 * deviations[1])
+        return np.zeros(3)
+    return np.sqrt(np.clip(np.linalg.eigvalsh(np.cov(values.T)), 0.0, None))
 
 
 def _visibility(points: Array, diameter: float) -> Array:
@@ -112,7 +113,7 @@ def _visibility(points: Array, diameter: float) -> Array:
         height = points @ direction
         top = np.full(index.max() + 1, -np.inf)
         np.maximum.at(top, index, height)
-        seen += height > top[index] - 1.5 * cell
+        seen += height > top[index] - 1.25 * cell
     return seen / VIEWS
 
 
@@ -139,9 +140,11 @@ def _spread(orbits: Array, weight: Array, centre: Array, count: int, same: float
     whole = np.array([len(_distinct(orbit, same)) for orbit in orbits])
     while len(chosen) < count:
         room = count - len(chosen)
-        fits = whole <= room
-        single = not fits.any()
-        reach = distance if single else np.where(fits, np.minimum(distance, apart), -1.0)
+        reach = np.where(whole <= room, np.minimum(distance, apart), 0.0)
+        left = _left_over(room, whole[reach > same])
+        reach[[left.get(int(size), room) > min(left.values(), default=0) for size in whole]] = 0.0
+        single = not (reach > same).any()
+        reach = distance if single else reach
         best = int(np.argmax(np.round(reach * weight, 12)))
         if not chosen:
             distance = np.full(len(orbits), np.inf)
@@ -150,6 +153,25 @@ def _spread(orbits: Array, weight: Array, centre: Array, count: int, same: float
             chosen.append(point)
             distance = np.minimum(distance, np.linalg.norm(orbits[:, 0] - point, axis=1))
     return np.stack(chosen)
+
+
+def _left_over(room: int, whole: NDArray[np.int64]) -> dict[int, int]:
+    """For each size of orbit: how many of `room` places stay empty when one such orbit is taken first.
+
+    `whole` (M,) holds the orbit's size for every candidate, so there are as many orbits of a size as it
+    occurs there, divided by the size.
+    """
+    supply = {int(size): -(-int(np.count_nonzero(whole == size)) // int(size)) for size in np.unique(whole)}
+    result = {}
+    for first in supply:
+        filled = {first}
+        for size, number in supply.items():
+            spare = min(number - (size == first), room // size)
+            filled |= {
+                base + k * size for base in filled for k in range(spare + 1) if base + k * size <= room
+            }
+        result[first] = room - max(filled)
+    return result
 
 
 def _distinct(points: Array, same: float) -> Array:
