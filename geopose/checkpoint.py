@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from geopose import nets as nets_module
@@ -63,7 +63,8 @@ def save_model(path: str | Path, nets: Mapping[str, nn.Module], meta: Mapping[st
         raise ValueError(f"nets: {size / 1e6:.1f} MB as stored, expected at most {MAX_BYTES / 1e6:.0f} MB")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_METADATA_KEY: json.dumps(jsonable(meta), allow_nan=False)})
+        text = json.dumps(jsonable(meta), allow_nan=False)
+        temporary.write_bytes(save(tensors, metadata={_METADATA_KEY: text}))
     return path
 
 
@@ -126,7 +127,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def load_nets(
     path: str | Path, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, nn.Module], dict[str, Any]]:
-    """(networks by role, in evaluation mode on `device`; metadata) of a checkpoint written by `train`.
+    """(networks by role, folded, in evaluation mode on `device`; metadata) of a checkpoint written by
+    `train`.
 
     Raises:
         ValueError: as `load_model`, and when the weights do not fit the networks that the metadata describes.
@@ -139,6 +141,7 @@ def load_nets(
             net.load_state_dict(state, strict=True)
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: the network {role!r} does not fit its weights: {error}") from None
+        net = nets_module.fold_batchnorm(net)
         nets[role] = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return nets, meta
 

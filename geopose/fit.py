@@ -194,7 +194,7 @@ def learn(
     after_step: Callable[[Learner, float], None],
     half: bool = False,
 ) -> None:
-    """Trains `learner` in place until the clock of rank 0 says `until_s`.
+    """Trains `learner` in place until the clock of rank 0 says `until_s`, for one step at least.
 
     Args:
         loader: endless; batches hold "image" (B, 3, H, W) uint8 and the targets of `loss_fn`.
@@ -205,8 +205,7 @@ def learn(
     Raises:
         RuntimeError: when a rendering worker dies, or the loss stays non-finite.
     """
-    if learner.begun_s is None:
-        learner.begun_s = clock.elapsed()
+    begun_s = clock.elapsed() if learner.begun_s is None else learner.begun_s
     net: nn.Module = learner.net.train()
     world = 1
     if dist.is_initialized():
@@ -216,9 +215,9 @@ def learn(
     bad = 0
     for batch in _guarded(loader):
         now = broadcast_number(clock.elapsed(), device)
-        if now >= until_s:
+        if now >= until_s and learner.step > 0:
             break
-        rate = learner.learning_rate * rate_at((now - learner.begun_s) / max(until_s - learner.begun_s, 1e-9))
+        rate = learner.learning_rate * rate_at((now - begun_s) / max(until_s - begun_s, 1e-9))
         for group in learner.optimiser.param_groups:
             group["lr"] = rate
         batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}

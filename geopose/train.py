@@ -25,7 +25,7 @@ from geopose.cad.symmetry import Symmetries, find_symmetries
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace
 from geopose.data.synthetic import SyntheticDataset
-from geopose.distributed import broadcast_bytes, pick_device, process_group
+from geopose.distributed import broadcast_bytes, broadcast_number, pick_device, process_group
 from geopose.fit import Clock, Learner, default_workers, endless_loader, learn
 from geopose.nets.losses import keypoint_loss, locator_loss
 from geopose.train_report import Progress, finish_model, machine, plot_history, say
@@ -208,7 +208,7 @@ class _Run:
             self.keypoints = np.asarray(stored[0]["keypoints"], float)
             self.clock = Clock(float(stored[0]["elapsed_s"]) + clock.elapsed())
         torch.manual_seed(options.seed)
-        self.learners = [self._learner(role, fresh=stored is None) for role in ("locator", "keypoints")]
+        self.learners = [self._learner(role) for role in ("locator", "keypoints")]
         if stored is not None:
             for learner in self.learners:
                 learner.restore(stored[0]["learners"][learner.role], stored[1])
@@ -235,7 +235,7 @@ class _Run:
         check_same_run(self.state_file, meta["identity"], self.identity)
         return meta, tensors
 
-    def _learner(self, role: str, fresh: bool) -> Learner:
+    def _learner(self, role: str) -> Learner:
         o = self.options
         net_options: dict[str, Any] = {}
         if role == "locator" or o.network == "unet":
@@ -243,7 +243,7 @@ class _Run:
         if role == "keypoints":
             net_options |= {"kind": o.network, "num_keypoints": o.num_keypoints}
             net_options |= {"dense": o.dense} if o.network == "unet" else {}
-        net = checkpoint.build_net(role, net_options, weights=fresh)
+        net = checkpoint.build_net(role, net_options, weights=True)
         return Learner(role, net.to(self.device, memory_format=torch.channels_last), o.learning_rate)  # type: ignore[call-overload]
 
     def dataset(self, kind: str, seed_offset: int = 0) -> Dataset[Any]:
@@ -257,16 +257,19 @@ class _Run:
         total = 60.0 * self.options.minutes
         training = total - min(_FINAL_SHARE * total, _FINAL_MOST_S)
         plan: list[tuple[str, Callable[..., Any], float]] = [
-            ("window", locator_loss, self.options.locator_share * training),
-            ("crop", keypoint_loss, training),
+            ("window", locator_loss, self.options.locator_share),
+            ("crop", keypoint_loss, 1.0),
         ]
-        for learner, (kind, loss_fn, until_s) in zip(self.learners, plan, strict=True):
+        for learner, (kind, loss_fn, share) in zip(self.learners, plan, strict=True):
             if not learner.done:
-                self._learn(learner, kind, loss_fn, until_s)
+                self._learn(learner, kind, loss_fn, share, training)
         if self.rank == 0:
             self._finish(total)
 
-    def _learn(self, learner: Learner, kind: str, loss_fn: Callable[..., Any], until_s: float) -> None:
+    def _learn(
+        self, learner: Learner, kind: str, loss_fn: Callable[..., Any], share: float, training_s: float
+    ) -> None:
+        """Trains one network for `share` of what is left, at its beginning, until `training_s` on the clock."""
         o = self.options
         workers = default_workers() if o.workers is None else o.workers
         dataset = self.dataset(kind)
@@ -274,6 +277,9 @@ class _Run:
         loader = endless_loader(
             dataset, o.batch_size, workers, learner.samples, self.rank, self.world, self.device.type == "cuda"
         )
+        if learner.begun_s is None:
+            learner.begun_s = broadcast_number(self.clock.elapsed(), self.device)
+        until_s = learner.begun_s + share * (training_s - learner.begun_s)
         self.progress = Progress(learner.role, self.clock.elapsed(), until_s, self.quiet)
         try:
             half = self.device.type == "cuda"
@@ -285,10 +291,6 @@ class _Run:
             raise
         finally:
             self.progress.close()
-        if learner.step == 0:
-            raise RuntimeError(
-                f"minutes: {o.minutes:g} left no time for a single step of the {learner.role} network; give more"
-            )
         learner.finish()
         if self.rank == 0:
             self._save()

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from geopose._io import atomic_path
@@ -37,7 +37,8 @@ def write_state(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, Tenso
     """Replaces the state file at once: a kill leaves the old one or the new one, never half of one."""
     text = json.dumps(jsonable({**meta, "state_version": _STATE_VERSION}), allow_nan=False)
     with atomic_path(path) as temporary:
-        save_file({k: _plain(t) for k, t in tensors.items()}, temporary, metadata={_METADATA_KEY: text})
+        data = save({k: _plain(t) for k, t in tensors.items()}, metadata={_METADATA_KEY: text})
+        temporary.write_bytes(data)
 
 
 def read_state(data: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
