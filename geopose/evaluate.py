@@ -276,8 +276,7 @@ def _chosen(scores: Sequence[Score]) -> list[tuple[str, Score]]:
 
 def _draw(image: NDArray[np.uint8], estimate: Any, truth: Truth, target: ScoredObject) -> bytes:
     """JPEG of the picture with the estimate's overlay and, in blue, the outline of the truth."""
-    has_pose = estimate is not None and estimate.pose is not None
-    drawn = np.ascontiguousarray(estimate.overlay(image) if has_pose else image.copy())
+    drawn = np.ascontiguousarray(image.copy() if estimate is None else estimate.overlay(image))
     px = np.asarray(truth.camera.project(truth.pose.apply(target.points)))
     px = px[np.isfinite(px).all(-1)]
     if len(px):

@@ -155,7 +155,7 @@ def _matrix(estimates: Sequence[Any], truths: Sequence[Truth], error: Any) -> Ar
     values = np.full((len(estimates), len(truths)), np.inf)
     for i, estimate in enumerate(estimates):
         for j, truth in enumerate(truths):
-            values[i, j] = np.nan_to_num(float(error(_pose_of(estimate), truth)), nan=np.inf)
+            values[i, j] = np.nan_to_num(float(error(_pose_of(estimate), truth)), nan=np.inf, posinf=np.inf)
     return values
 
 
