@@ -1,4 +1,4 @@
-"""Pictures for people: poses drawn on photographs, keypoints with their uncertainty, sheets, plots, animations.
+"""Pictures for people: poses drawn on photographs, keypoints with their uncertainty, sheets, animations.
 
 Pictures are (H, W, 3) uint8 RGB arrays; every `draw_` function returns a new one. Needs nothing but a mesh, a camera
 and numbers, so that training and estimation can draw too.
@@ -196,7 +196,7 @@ def heat_overlay(crop: Picture, heatmap: NDArray[np.floating]) -> Picture:
     heat = np.clip(heat / max(float(heat.max()), 1e-12), 0, 1)
     colored = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     weight = np.sqrt(heat)[..., None]
-    return _to_uint8(0.45 * (1 - weight) * crop + weight * colored)
+    return _to_uint8(0.7 * (1 - weight) * crop + weight * colored)
 
 
 def sheet(images: Sequence[Picture], columns: int, gap: int = 2) -> Picture:
@@ -232,28 +232,6 @@ def save_panels(panels: Mapping[str, Picture], path: str | os.PathLike[str], col
     return _save_figure(figure, path)
 
 
-def plot_training(history: Mapping[str, Sequence[Sequence[float]]], path: str | os.PathLike[str]) -> Path:
-    """The path of a plot of the loss over time, one panel for each network.
-
-    history: by name of the network, rows of (seconds of training, samples seen, loss).
-    """
-    from matplotlib.figure import Figure
-
-    if not history:
-        raise ValueError("history: expected at least one network, got none")
-    figure = Figure(figsize=(5.5 * len(history), 4), layout="constrained")
-    axes = figure.subplots(1, len(history), squeeze=False).ravel()
-    for axis, (name, rows) in zip(axes, history.items(), strict=True):
-        table = np.asarray(rows, float).reshape(-1, 3)
-        axis.plot(table[:, 0] / 60, table[:, 2], linewidth=1)
-        seen = f"{table[-1, 1]:,.0f} pictures" if len(table) else "not trained"
-        axis.set(title=f"{name}: {seen}", xlabel="minutes", ylabel="loss")
-        if (table[:, 2] > 0).all() and len(table):
-            axis.set_yscale("log")
-        axis.grid(alpha=0.3)
-    return _save_figure(figure, path)
-
-
 def save_image(image: Picture, path: str | os.PathLike[str]) -> Path:
     """The path of the picture written; its suffix chooses the format."""
     with atomic_path(path) as temporary:
@@ -265,7 +243,7 @@ def save_gif(frames: Sequence[Picture], path: str | os.PathLike[str], fps: float
     """The path of an animated GIF that repeats for ever. Raises ValueError without frames."""
     if len(frames) == 0:
         raise ValueError("frames: expected at least one picture, got none")
-    pictures = [Image.fromarray(f).quantize(128, dither=Image.Dither.NONE) for f in frames]
+    pictures = [Image.fromarray(f).quantize(64, dither=Image.Dither.NONE) for f in frames]
     with atomic_path(path) as temporary:
         options: dict[str, Any] = {"append_images": pictures[1:], "duration": round(1000 / fps), "loop": 0}
         pictures[0].save(temporary, format="GIF", save_all=True, optimize=False, **options)

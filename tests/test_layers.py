@@ -30,10 +30,18 @@ LAYER_OF = {
     "estimate": 3,
     "track": 3,
     "fit": 3,
+    "train_report": 3,
+    "calibrate": 3,
+    "render_set": 3,
+    "describe": 3,
+    "report": 3,
+    "scores": 3,
+    "summary": 3,
     "evaluate": 4,
     "visualize": 2,  # draws from mesh, camera and numbers alone, so that train and estimate can draw
     "demo": 4,
     "cli": 5,
+    "cli_options": 5,
     "__main__": 6,
 }
 STRANGERS = {("cad", "nets"), ("nets", "cad")}  # same layer, and nothing to say to each other

@@ -1,0 +1,67 @@
+"""Command line arguments made from a dataclass of options, so that each is defined once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+UNITS = ("m", "cm", "mm", "in")
+
+
+def add_options(parser: argparse.ArgumentParser, options: type, names: Iterable[str] | None = None) -> None:
+    """One argument for every field (or those named) of a dataclass: type, default and help are the field's own."""
+    hints = typing.get_type_hints(options)
+    helps = _field_help(options)
+    for field in dataclasses.fields(options):
+        if names is not None and field.name not in names:
+            continue
+        kind = _plain_type(hints[field.name])
+        extra: dict[str, Any] = {"type": kind}
+        if kind is bool:
+            extra = {"action": argparse.BooleanOptionalAction}
+        elif typing.get_origin(kind) is tuple:
+            inner = typing.get_args(kind)
+            extra = {"type": inner[0], "nargs": len(inner), "metavar": ("LOW", "HIGH")}
+            if field.name.endswith("_wh"):
+                extra["metavar"] = ("WIDTH", "HEIGHT")
+        if field.name == "unit":
+            extra["choices"] = UNITS
+        default = field.default
+        shown = "" if default is None or kind is bool else f" (default: {_shown(default)})"
+        text = helps.get(field.name, field.name.replace("_", " ")).rstrip(".") + shown
+        flag = "--" + field.name.removesuffix("_deg").replace("_", "-")
+        parser.add_argument(flag, dest=field.name, default=default, help=text.replace("%", "%%"), **extra)
+
+
+def _plain_type(hint: Any) -> Any:
+    """`float` for `float | None`."""
+    if isinstance(hint, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def _shown(value: Any) -> str:
+    return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value}"
+
+
+def _field_help(options: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of each field: `name: text`, ended by a line break or a semicolon."""
+    text = " ".join((options.__doc__ or "").split())
+    names = "|".join(field.name for field in dataclasses.fields(options))
+    found = re.split(rf"\b({names}): ", text)
+    pairs = zip(found[1::2], found[2::2], strict=True)
+    return {name: re.sub(rf"[;.,]?\s*(({names}),\s*)*$", "", said) for name, said in pairs}
+
+
+def options_from(arguments: argparse.Namespace, options: type, **more: Any) -> Any:
+    """The dataclass from the arguments that `add_options` made."""
+    values = {
+        f.name: getattr(arguments, f.name) for f in dataclasses.fields(options) if hasattr(arguments, f.name)
+    }
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return options(**{**values, **more})
