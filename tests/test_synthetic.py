@@ -1,0 +1,191 @@
+"""Training pictures: repeatable, labelled right, as varied as asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import trimesh
+
+from geopose.cad.model import CadModel, load_cad
+from geopose.cad.symmetry import Symmetries, find_symmetries
+from geopose.data import augment
+from geopose.data.picture import PictureMaker, SyntheticOptions
+from geopose.data.sample import ViewSpace, box_centre_size, look_at, projected_box, turned_to
+from geopose.data.synthetic import PADDING, SyntheticDataset, canonical
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+from geopose.geometry.rotation import exp_so3
+
+
+@pytest.fixture(scope="module")
+def car() -> CadModel:
+    return load_cad("car")
+
+
+def dataset(model: CadModel, kind: str, seed: int = 3, **options: object) -> SyntheticDataset:
+    points = model.vertices[:: len(model.vertices) // 8][:8]
+    return SyntheticDataset(
+        model,
+        points,
+        Symmetries(np.eye(4)[None], ()),
+        SyntheticOptions(**options),
+        seed,
+        kind,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("kind", ["crop", "window", "scene"])
+def test_a_picture_depends_on_seed_and_index_alone(car: CadModel, kind: str) -> None:
+    small = {"crop_size": 64, "window_size": 64, "scene_wh": (96, 64), "scene_range": (20.0, 60.0)}
+    one, two = dataset(car, kind, **small), dataset(car, kind, **small)
+    for key, value in one[5].items():
+        np.testing.assert_array_equal(value, two[5][key], err_msg=key)
+    assert (one[5]["image"] != one[6]["image"]).any()
+    assert (one[5]["image"] != dataset(car, kind, seed=4, **small)[5]["image"]).any()
+
+
+def test_crop_labels_agree_with_the_pose_and_the_picture(car: CadModel) -> None:
+    data = dataset(car, "crop", truncated=0.0, occluders=0.0, clutter=0.0)
+    for i in range(6):
+        item = data[i]
+        assert item["image"].shape == (3, 128, 128)
+        assert item["image"].dtype == np.uint8
+        camera = Camera.from_matrix(item["K"].astype(float), (128, 128))
+        pose = Pose(item["R"].astype(float), item["t"].astype(float))
+        px = camera.project(pose.apply(data.keypoints))
+        np.testing.assert_allclose(item["keypoints_px"][0], px, atol=0.02)
+        inside = ((px > -0.5) & (px < 127.5)).all(-1)
+        np.testing.assert_array_equal(item["inside"][0], inside)
+        box = projected_box(car.vertices, pose, camera)
+        rows, columns = np.nonzero(item["mask"] > 0.5)
+        cells = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) * 4 - 0.5
+        assert np.abs(cells - box.clip(-0.5, 127.5)).max() < 6  # the mask fills the box, to a cell and a half
+        # Object coordinates in the mask project back onto their own cells.
+        local = item["xyz"][:, rows, columns].T * data.maker.half + data.maker.centre
+        seen = camera.project(pose.apply(local.astype(float)))
+        centre = np.stack([columns, rows], axis=1) * 4 + 1.5
+        assert np.median(np.abs(seen - centre)) < 1.5
+
+
+def test_occluders_take_from_the_mask_and_not_from_the_keypoints(car: CadModel) -> None:
+    free = [
+        dataset(car, "crop", occluders=0.0, clutter=0.0, truncated=0.0)[i]["visib_fract"] for i in range(8)
+    ]
+    hidden = [
+        dataset(car, "crop", occluders=1.0, clutter=1.0, truncated=1.0)[i]["visib_fract"] for i in range(8)
+    ]
+    assert np.min(free) > 0.999
+    assert np.mean(hidden) < 0.85
+    assert np.min(hidden) > 0.1  # what cannot be seen teaches nothing
+
+
+def test_truncated_crops_are_padded_as_in_estimation(car: CadModel) -> None:
+    image = dataset(car, "crop", truncated=1.0)[1]["image"]
+    grey = (image == round(255 * PADDING)).all(0)
+    assert grey[0].all() or grey[-1].all() or grey[:, 0].all() or grey[:, -1].all()
+
+
+def test_windows_hold_the_object_at_the_size_said_or_not_at_all(car: CadModel) -> None:
+    data = dataset(car, "window", empty=0.4)
+    items = [data[i] for i in range(24)]
+    present = np.array([bool(i["present"]) for i in items])
+    assert 0 < present.sum() < len(items)
+    low, high = data.options.window_range
+    assert all(low <= i["size_px"] <= high for i in items)
+    assert all(i["visib_fract"] == 0 for i in items if not i["present"] and i["visib_fract"] < 0.01)
+    assert all(0 < i["visib_fract"] <= 1.01 for i in items if i["present"])
+
+
+def test_scenes_carry_camera_pose_box_and_visible_share(car: CadModel) -> None:
+    data = dataset(car, "scene", scene_wh=(160, 120), scene_range=(30.0, 90.0))
+    for i in range(3):
+        item = data[i]
+        camera, pose = Camera.from_matrix(item["K"], (160, 120)), Pose(item["R"], item["t"])
+        np.testing.assert_allclose(item["box"], projected_box(data.maker.vertices, pose, camera))
+        assert 0 <= item["visib_fract"] <= 1
+        _, x = np.nonzero(item["mask"])
+        assert (x >= item["box"][0] - 0.6).all()
+        assert (x <= item["box"][2] + 0.6).all()
+        assert (item["mask_visib"] <= item["mask"]).all()
+        at = item["depth"][item["mask_visib"]]
+        assert (np.abs(at - np.linalg.norm(pose.t)) < 1.2 * car.diameter).mean() > 0.9
+
+
+def test_views_stay_in_their_space() -> None:
+    rng = np.random.default_rng(0)
+    view = ViewSpace(elevation_deg=(10, 40), azimuth_deg=(-30, 60), roll_deg=(-5, 5))
+    for _ in range(50):
+        R = view.sample_rotation(rng)
+        np.testing.assert_allclose(R @ R.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(R) == pytest.approx(1)
+        towards_camera = -R[2]
+        elevation = np.rad2deg(np.arcsin(towards_camera[2]))
+        azimuth = np.rad2deg(np.arctan2(towards_camera[1], towards_camera[0]))
+        assert 10 - 1e-6 <= elevation <= 40 + 1e-6
+        assert -30 - 1e-6 <= azimuth <= 60 + 1e-6
+
+
+def test_the_whole_sphere_is_covered_evenly() -> None:
+    rng = np.random.default_rng(0)
+    towards = np.array([-ViewSpace().sample_rotation(rng)[2] for _ in range(4000)])
+    assert np.abs(towards.mean(0)).max() < 0.04
+    np.testing.assert_allclose(np.cov(towards.T), np.eye(3) / 3, atol=0.03)
+
+
+@pytest.mark.parametrize("up", ["+z", "-z", "+y", "-y", "+x", "-x"])
+def test_up_points_up_in_the_picture(up: str) -> None:
+    R = look_at(0.3, 1.0, 0.0, up)
+    axis = np.zeros(3)
+    axis["xyz".index(up[1])] = 1.0 if up[0] == "+" else -1.0
+    assert np.linalg.det(R) == pytest.approx(1)
+    assert (R @ axis)[1] < -0.9  # y points down
+    assert (R @ axis)[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_smallest_turn_brings_the_axis_to_the_ray() -> None:
+    for ray in ([0.3, -0.4, 1.0], [0, 0, 1.0], [1.0, 0, 0.01]):
+        unit = np.array(ray) / np.linalg.norm(ray)
+        np.testing.assert_allclose(turned_to(np.array(ray)) @ [0, 0, 1.0], unit, atol=1e-12)
+
+
+def test_box_size_is_the_side_of_a_square_of_the_same_diagonal() -> None:
+    centre, size = box_centre_size(np.array([10.0, 20, 40, 60]))
+    np.testing.assert_allclose(centre, [25, 40])
+    assert size == pytest.approx(50 / np.sqrt(2))
+
+
+def test_a_continuous_symmetry_gives_one_target_for_all_turns() -> None:
+    model = CadModel.from_trimesh(trimesh.creation.cone(radius=0.05, height=0.1), "cone")
+    symmetries = find_symmetries(model)
+    assert len(symmetries.continuous) == 1
+    data = SyntheticDataset(model, model.vertices[:6], symmetries, SyntheticOptions(), 0, "crop")
+    camera = Camera(300.0, 300.0, 63.5, 63.5, (128, 128))
+    pose = Pose(look_at(0.4, 0.2, 0.1), np.array([0.02, 0.0, 0.6]))
+    for angle in (0.5, 2.0, -3.0):
+        turn = np.asarray(exp_so3(np.array([0, 0, angle])))
+        turned = pose @ Pose(turn, np.zeros(3))
+        np.testing.assert_allclose(
+            data.keypoint_targets(turned, camera), data.keypoint_targets(pose, camera), atol=1e-6
+        )
+        moved = canonical(turned, symmetries, np.zeros(3))
+        np.testing.assert_allclose(moved.apply(np.zeros((1, 3))), pose.apply(np.zeros((1, 3))), atol=1e-9)
+
+
+def test_bad_options_are_named(car: CadModel, tmp_path: object) -> None:
+    with pytest.raises(ValueError, match="elevation_deg"):
+        ViewSpace(elevation_deg=(50, 10))
+    with pytest.raises(ValueError, match="up"):
+        ViewSpace(up="z")
+    with pytest.raises(ValueError, match="kind"):
+        dataset(car, "crops")
+    with pytest.raises(ValueError, match="backgrounds"):
+        PictureMaker(car, SyntheticOptions(backgrounds=str(tmp_path) + "/none"))
+
+
+def test_the_sensor_keeps_size_and_range() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.random((48, 64, 3)).astype(np.float32)
+    for _ in range(20):
+        out = augment.sensor(rng, augment.tone(rng, augment.defocus(rng, image)))
+        assert out.shape == image.shape
+        assert out.dtype == np.uint8
