@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -149,6 +150,21 @@ def test_frozen_layers_stay_and_the_others_learn() -> None:
     after = net.encoder.layers[: net.encoder.frozen].state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
     assert not torch.equal(net.encoder.layers[net.encoder.frozen].expand.conv.weight, before)
+
+
+def test_frozen_filters_have_no_gradient_and_those_around_them_do() -> None:
+    net = UNet(2, frozen_5x5=True, bfloat16=False).train()
+    net(pictures(2, 3, 64, 64))["heatmaps"].square().sum().backward()
+    filters = {n: p for n, p in net.named_parameters() if p.shape[2:] == (5, 5)}
+    assert len(filters) == 9
+    assert all(p.grad is None for p in filters.values())
+    assert all(p.grad is not None for n, p in net.named_parameters() if n not in filters)
+
+
+def test_memory_is_kept_or_not_but_nothing_breaks() -> None:
+    code = "from geopose.nets import keep_freed_memory as k; import torch; print(k(), torch.ones(9**7).sum().item())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() in (["True", "4782969.0"], ["False", "4782969.0"])
 
 
 def test_missing_weights_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ class Locator(nn.Module):
     Args:
         pretrained: ImageNet weights in the encoder (needs `geopose[pretrained]`).
         frozen_stride: encoder layers up to this stride (0, 2, 4, 8) are not trained.
+        frozen_5x5: the encoder's 5x5 depthwise filters are not trained; see `Encoder`.
         width: channels of the decoder.
         bfloat16: train the decoder in bfloat16 on processors that multiply it in hardware; evaluation stays
             float32.
@@ -41,14 +42,21 @@ class Locator(nn.Module):
     """
 
     def __init__(
-        self, pretrained: bool = False, *, frozen_stride: int = 0, width: int = 64, bfloat16: bool = True
+        self,
+        pretrained: bool = False,
+        *,
+        frozen_stride: int = 0,
+        frozen_5x5: bool = False,
+        width: int = 64,
+        bfloat16: bool = True,
     ) -> None:
         super().__init__()
         self.options = {
-            "pretrained": False, "frozen_stride": frozen_stride, "width": width, "bfloat16": bfloat16,
+            "pretrained": False, "frozen_stride": frozen_stride, "frozen_5x5": frozen_5x5, "width": width,
+            "bfloat16": bfloat16,
         }  # fmt: skip
         self.mixed = bfloat16
-        self.encoder = Encoder(pretrained, max_stride=16, frozen_stride=frozen_stride)
+        self.encoder = Encoder(pretrained, max_stride=16, frozen_stride=frozen_stride, frozen_5x5=frozen_5x5)
         self.lateral = nn.ModuleList(nn.Conv2d(CHANNELS[stride], width, 1) for stride in (16, 8))
         self.context = nn.Linear(width, width)
         self.smooth = nn.ModuleList(ConvNorm(width, width, 3) for _ in range(3))

@@ -29,6 +29,7 @@ class UNet(nn.Module):
         pretrained: ImageNet weights in the encoder (needs `geopose[pretrained]`).
         dense: also predict the visible mask and the object coordinates; they help learning and cost little.
         frozen_stride: encoder layers up to this stride (0, 2, 4, 8) are not trained.
+        frozen_5x5: the encoder's 5x5 depthwise filters are not trained; see `Encoder`.
         widths: channels of the decoder at strides 32, 16, 8 and 4.
         bfloat16: train the decoder in bfloat16 on processors that multiply it in hardware; evaluation stays
             float32.
@@ -40,17 +41,18 @@ class UNet(nn.Module):
 
     def __init__(
         self, num_keypoints: int, pretrained: bool = False, dense: bool = True, *,
-        frozen_stride: int = 0, widths: Sequence[int] = (128, 128, 96, 64), bfloat16: bool = True,
+        frozen_stride: int = 0, frozen_5x5: bool = False, widths: Sequence[int] = (128, 128, 96, 64),
+        bfloat16: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         if num_keypoints < 1:
             raise ValueError(f"num_keypoints: got {num_keypoints!r}, expected at least 1")
         self.options = {
             "kind": "unet", "num_keypoints": num_keypoints, "pretrained": False, "dense": dense,
-            "frozen_stride": frozen_stride, "widths": list(widths), "bfloat16": bfloat16,
+            "frozen_stride": frozen_stride, "frozen_5x5": frozen_5x5, "widths": list(widths), "bfloat16": bfloat16,
         }  # fmt: skip
         self.num_keypoints, self.dense, self.mixed = num_keypoints, dense, bfloat16
-        self.encoder = Encoder(pretrained, frozen_stride=frozen_stride)
+        self.encoder = Encoder(pretrained, frozen_stride=frozen_stride, frozen_5x5=frozen_5x5)
         w32, w16, w8, w4 = widths
         laterals = zip((32, 16, 8, 4), widths, strict=True)
         self.lateral = nn.ModuleList(nn.Conv2d(CHANNELS[stride], width, 1) for stride, width in laterals)
