@@ -41,11 +41,11 @@ def soft_argmax(logits: Array, window: float | None = None) -> tuple[Array, Arra
     Args:
         logits: (..., K, H, W); half precision is computed and returned in float32.
         window: None takes the whole map. A number restricts the distribution to a box of this half-width in
-            pixels around its own mean (found from the peak), so that a second peak does not pull; three
-            standard deviations of the peak are a good size. The box may reach over the border: the logits
-            are continued there by their own parabola (never rising), which keeps the mean of a Gaussian peak
-            unbiased up to the border. Mean and covariance are those inside the box, `mass` is its share of
-            the whole softmax.
+            pixels around its own mean (sought from the peak, at most 2.5 pixels off), so that a second peak does
+            not pull; three standard deviations of the peak are a good size. The box may reach over the border:
+            the logits are continued there by their own parabola (never rising), which keeps the mean of a
+            Gaussian peak unbiased up to the border. Mean and covariance are those inside the box, `mass` is
+            its share of the whole softmax.
     Notes:
         Mean and covariance are exact moments, taken about the mean (no difference of large numbers). A peak
         narrower than a pixel has covariance near zero: add a floor before inverting it. The place of the box
@@ -64,18 +64,31 @@ def soft_argmax(logits: Array, window: float | None = None) -> tuple[Array, Arra
             f"window: expected a half-width >= 1 on a map of 3x3 or more, got {window} on {height}x{width}"
         )
     peak = logits.flatten(-2).max(-1)
-    pad = math.ceil(window) + 1
     level = logits - peak.values.detach()[..., None, None]
-    p = torch.exp(_continued(_continued(level, pad).mT, pad).mT)
-    xs, ys = _grid(width + 2 * pad, p) - pad, _grid(height + 2 * pad, p) - pad
-    centre = torch.stack([peak.indices % width, peak.indices // width], -1).to(p.dtype)
+    place = torch.stack([peak.indices % width, peak.indices // width], -1)
+    radius = math.ceil(window) + 3
+    local = _grid(2 * radius + 1, level) - radius  # offsets from the peak
+    p, inside = _patch(level, place, radius)
+    centre = torch.zeros_like(place, dtype=p.dtype)
     with torch.no_grad():
         for _ in range(_WINDOW_STEPS):
-            centre = _mean(p * _box(centre, xs, ys, window), xs, ys)
-    weighted = p * _box(centre, xs, ys, window)
-    inside = weighted[..., pad : pad + height, pad : pad + width].sum((-2, -1))
-    mean, cov = _moments(weighted / weighted.sum((-2, -1), keepdim=True), xs, ys)
-    return mean, cov, inside / torch.exp(level).sum((-2, -1))
+            centre = _mean(p * _box(centre, local, local, window), local, local).clamp(-2.5, 2.5)
+    weighted = p * _box(centre, local, local, window)
+    mean, cov = _moments(weighted / weighted.sum((-2, -1), keepdim=True), local, local)
+    return mean + place, cov, (weighted * inside).sum((-2, -1)) / torch.exp(level).sum((-2, -1))
+
+
+def _patch(level: Tensor, place: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """exp(`level`) (..., 2r + 1, 2r + 1) around the pixel `place` (..., 2), and where it lies on the map."""
+    height, width = level.shape[-2:]
+    padded = _continued(_continued(level, radius).mT, radius).mT
+    steps = torch.arange(2 * radius + 1, device=level.device)
+    columns, rows = place[..., :1] + steps, place[..., 1:] + steps  # of the padded map
+    index = rows[..., :, None] * padded.shape[-1] + columns[..., None, :]
+    picked = padded.flatten(-2).gather(-1, index.flatten(-2)).unflatten(-1, index.shape[-2:])
+    on_map_x = (columns >= radius) & (columns < width + radius)
+    on_map_y = (rows >= radius) & (rows < height + radius)
+    return torch.exp(picked), on_map_y[..., :, None] & on_map_x[..., None, :]
 
 
 def _grid(count: int, like: Tensor) -> Tensor:
