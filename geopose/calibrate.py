@@ -100,7 +100,7 @@ def fit_covariance(readings: Readings, steps: int = 250) -> tuple[dict[str, Any]
         loss.backward()
         optimiser.step()
     a, b = logs.detach().clamp(-5.0, 5.0).exp()
-    return {"scale": a.numpy(), "floor_px": (b * b + 1e-4).sqrt().numpy()}, float(nll)
+    return {"scale": a.numpy(), "floor_px": (b * b + 1e-4).sqrt().numpy()}, float(nll.detach())
 
 
 def calibrate_keypoints(

@@ -205,6 +205,31 @@ def learn(
     Raises:
         RuntimeError: when a rendering worker dies, or the loss stays non-finite.
     """
+    died = None
+    try:
+        _steps(learner, loader, loss_fn, clock, until_s, device, after_step, half)
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        if not _is_death(error, loader):
+            raise
+        died = f"{type(error).__name__}: {error}"
+    if died is not None:  # raised here, so that no traceback keeps the other workers alive
+        raise RuntimeError(
+            f"a process that renders training pictures died ({died}). Often memory ran out: use a smaller "
+            "batch_size or fewer workers. In a script, call train() under `if __name__ == '__main__':`. The same "
+            "command goes on from the last saved state"
+        )
+
+
+def _steps(
+    learner: Learner,
+    loader: DataLoader[Any],
+    loss_fn: LossFn,
+    clock: Clock,
+    until_s: float,
+    device: torch.device,
+    after_step: Callable[[Learner, float], None],
+    half: bool,
+) -> None:
     begun_s = clock.elapsed() if learner.begun_s is None else learner.begun_s
     net: nn.Module = learner.net.train()
     world = 1
@@ -213,7 +238,7 @@ def learn(
         net = DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
     parameters = learner._optimised()
     bad = 0
-    for batch in _guarded(loader):
+    for batch in loader:
         now = broadcast_number(clock.elapsed(), device)
         if now >= until_s and learner.step > 0:
             break
@@ -254,19 +279,13 @@ def _floats(output: Any) -> Any:
     return output
 
 
-def _guarded(loader: DataLoader[Any]) -> Iterator[Batch]:
-    """The loader's batches; the death of a worker is put in words."""
-    batches = None
-    try:
-        batches = iter(loader)
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
-            raise RuntimeError(
-                f"a process that renders training pictures died ({error}). Often memory ran out: use a smaller "
-                "batch_size or fewer workers. In a script, call train() under `if __name__ == '__main__':`. "
-                "The same command goes on from the last saved state"
-            ) from error
-        raise
-    finally:
-        del batches  # ends the workers
+def _is_death(error: Exception, loader: DataLoader[Any]) -> bool:
+    """Whether `error` is what torch says when a worker is gone, at the signal or at the pipe, whichever is
+    first.
+
+    What a data set raises in a worker comes as "Caught ..." and is left as it is.
+    """
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text)
+    return loader.num_workers > 0 and not text.startswith("Caught ")

@@ -1,0 +1,441 @@
+"""Training: the loop, its schedule and resumption, the lock, calibration, and whole trainings of a toy."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from geopose import calibrate, distributed, fit, train_report, train_state
+from geopose.cad.model import CadModel
+from geopose.checkpoint import find_model, load_nets
+from geopose.train import TrainOptions, train
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
+
+
+class Blobs(Dataset[Any]):
+    """Pictures of one bright pixel; the target is where it is, in [0, 1]."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng([5, index])
+        image = np.zeros((3, 8, 8), np.uint8)
+        x, y = rng.integers(0, 8, 2)
+        image[:, y, x] = 255
+        return {"image": image, "at": np.float32([x / 8, y / 8]), "index": np.int64(index)}
+
+
+class Dying(Blobs):
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if index > 20:
+            os._exit(9)
+        return super().__getitem__(index)
+
+
+class StepClock(fit.Clock):
+    """Time that passes one second per look: the same schedule on every run."""
+
+    def __init__(self, now: float = -1.0) -> None:
+        self.now = now
+
+    def elapsed(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def blob_learner() -> fit.Learner:
+    torch.manual_seed(3)
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
+    return fit.Learner("blob", layers, 3e-2, begun_s=0.0)
+
+
+def blob_loss(out: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    return (out - batch["at"]).square().mean(), {}
+
+
+def run_blobs(
+    learner: fit.Learner, until: float, clock: fit.Clock, total: float | None = None
+) -> list[float]:
+    """Trains until `until`, on the schedule of a training that ends at `total`."""
+    losses: list[float] = []
+    loader = fit.endless_loader(Blobs(), 16, 0, learner.samples)
+
+    class Enough(Exception):
+        pass
+
+    def note(_learner: fit.Learner, loss: float) -> None:
+        losses.append(loss)
+        if learner.step >= until:
+            raise Enough
+
+    try:
+        fit.learn(learner, loader, blob_loss, clock, total or until, CPU, note)
+    except Enough:
+        pass
+    return losses
+
+
+def test_indices_are_endless_disjoint_and_resume() -> None:
+    def first(count: int, *args: int) -> list[int]:
+        return [i for i, _ in zip(fit.IndexStream(*args), range(count), strict=False)]
+
+    assert first(3, 5) == [5, 6, 7]
+    assert sorted(first(4, 10, 0, 2) + first(4, 10, 1, 2)) == list(range(10, 18))
+
+
+def test_split_indices_cover_everything_once() -> None:
+    shares = [distributed.split_indices(11, rank, 3) for rank in range(3)]
+    assert sorted(i for share in shares for i in share) == list(range(11))
+    assert distributed.split_indices(3) == range(3)
+    with pytest.raises(ValueError, match="count"):
+        distributed.split_indices(-1)
+    with pytest.raises(ValueError, match="rank"):
+        distributed.split_indices(3, 2, 2)
+
+
+def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.rank_world() == (0, 1)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert distributed.rank_world() == (1, 4)
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(ValueError, match="RANK='4'"):
+        distributed.rank_world()
+
+
+def test_unknown_devices_are_refused() -> None:
+    assert distributed.pick_device("cpu") == CPU
+    with pytest.raises(ValueError, match="device: got 'abacus'"):
+        distributed.pick_device("abacus")
+
+
+def test_the_rate_rises_then_falls_to_nothing() -> None:
+    rates = [fit.rate_at(f) for f in np.linspace(0, 1, 101)]
+    assert rates[5] == pytest.approx(1.0)
+    assert all(a < b for a, b in zip(rates[:5], rates[1:6], strict=True))
+    assert all(a > b for a, b in zip(rates[5:-1], rates[6:], strict=True))
+    assert rates[-1] == pytest.approx(0.0, abs=1e-12)
+    assert fit.rate_at(2.0) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_learning_learns_and_keeps_the_average() -> None:
+    learner = blob_learner()
+    losses = run_blobs(learner, 200, StepClock())
+    assert np.mean(losses[-10:]) < 0.1 * np.mean(losses[:10])
+    assert learner.samples == 16 * learner.step == 16 * 200
+    averaged = {k: v.clone() for k, v in learner.average.state.items()}
+    learner.finish()
+    for name, tensor in learner.net.state_dict().items():
+        torch.testing.assert_close(tensor, averaged[name], rtol=0, atol=0)
+    assert {k.split("/")[1] for k in learner.tensors()} == {"average"}
+
+
+def test_a_training_cut_in_two_ends_bit_for_bit_like_one_in_one_piece(tmp_path: Path) -> None:
+    whole = blob_learner()
+    run_blobs(whole, 40, StepClock())
+    half = blob_learner()
+    run_blobs(half, 17, StepClock(), total=40)
+    train_state.write_state(tmp_path / "s", {"blob": half.meta()}, half.tensors())
+    meta, tensors = train_state.read_state((tmp_path / "s").read_bytes(), tmp_path / "s")
+    again = blob_learner()
+    again.restore(meta["blob"], tensors)
+    assert again.step == 17
+    run_blobs(again, 40, StepClock(16.0))
+    assert again.step == whole.step
+    for name, tensor in whole.average.state.items():
+        torch.testing.assert_close(again.average.state[name], tensor, rtol=0, atol=0)
+
+
+def test_bad_losses_are_skipped_and_then_reported() -> None:
+    learner = blob_learner()
+    before = {k: v.clone() for k, v in learner.net.named_parameters()}
+
+    def nan_loss(out: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return out.sum() * float("nan"), {}
+
+    loader = fit.endless_loader(Blobs(), 4, 0, 0)
+    with pytest.raises(RuntimeError, match="not finite"):
+        fit.learn(learner, loader, nan_loss, StepClock(), 1e4, CPU, lambda *_: None)
+    for name, tensor in learner.net.named_parameters():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_the_death_of_a_worker_is_put_in_words() -> None:
+    loader = fit.endless_loader(Dying(), 4, 1, 0)
+    with pytest.raises(RuntimeError, match="a process that renders training pictures died"):
+        fit.learn(blob_learner(), loader, blob_loss, StepClock(), 1e4, CPU, lambda *_: None)
+
+
+def test_only_one_training_per_file(tmp_path: Path) -> None:
+    out = tmp_path / "part.geopose"
+    with train_state.training_lock(out) as lock:
+        assert lock.exists()
+        with pytest.raises(RuntimeError, match=f"process {os.getpid()}"), train_state.training_lock(out):
+            pass
+        assert lock.exists()
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("owner", ["dead", "reused", "garbage"])
+def test_stale_locks_are_taken_over(tmp_path: Path, owner: str) -> None:
+    import socket
+
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    pid = int(child.stdout) if owner == "dead" else os.getpid()
+    lock = tmp_path / "part.geopose.lock"
+    lock.write_text(json.dumps({"host": socket.gethostname(), "pid": pid, "started": 1}))
+    if owner == "garbage":
+        lock.write_text("{")
+        os.utime(lock, (1e9, 1e9))
+    with train_state.training_lock(tmp_path / "part.geopose") as taken:
+        assert json.loads(taken.read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_of_another_machine_holds_while_it_is_touched(tmp_path: Path) -> None:
+    lock = tmp_path / "part.geopose.lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 1}))
+    with (
+        pytest.raises(RuntimeError, match="on elsewhere"),
+        train_state.training_lock(tmp_path / "part.geopose"),
+    ):
+        pass
+    os.utime(lock, (time.time() - 3600,) * 2)
+    with train_state.training_lock(tmp_path / "part.geopose"):
+        pass
+
+
+def test_other_settings_and_foreign_states_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    train_state.check_same_run(path, {"a": [1, 2]}, {"a": (1, 2)})
+    with pytest.raises(ValueError, match=r"minutes: was 5\.0, now 6\.0.*--restart"):
+        train_state.check_same_run(path, {"minutes": 5.0, "seed": 0}, {"minutes": 6.0, "seed": 0})
+    with pytest.raises(ValueError, match=r"not the state of a geopose training.*--restart"):
+        train_state.read_state(b"hello, this is not safetensors", path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("minutes", 0.0),
+        ("minutes", float("nan")),
+        ("network", "resnet"),
+        ("crop_size", 100),
+        ("num_keypoints", 3),
+        ("batch_size", 1),
+        ("backgrounds", "/no/such/folder"),
+        ("elevation_deg", (80.0, -80.0)),
+        ("up", "z"),
+    ],
+)
+def test_bad_options_are_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        TrainOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_calibration_recovers_known_errors() -> None:
+    rng = np.random.default_rng(0)
+    count, keypoints = 4000, 3
+    scale, floor = np.array([0.5, 2.0, 4.0]), np.array([1.0, 0.3, 2.0])
+    basis = rng.normal(size=(count, keypoints, 2, 2))
+    cov = basis @ basis.swapaxes(-1, -2) + 0.1 * np.eye(2)
+    true = scale[:, None, None] * cov + (floor**2)[:, None, None] * np.eye(2)
+    gauss = np.linalg.cholesky(true) @ rng.normal(size=(count, keypoints, 2, 1))
+    error = gauss[..., 0] * np.sqrt(4.0 / rng.chisquare(4.0, (count, keypoints, 1)))
+    counted = torch.from_numpy(rng.random((count, keypoints)) < 0.9)
+    error[~counted.numpy()] = 1e3  # must not be looked at
+    fitted, _ = calibrate.fit_covariance(
+        calibrate.Readings(torch.from_numpy(cov), torch.from_numpy(error), counted), 400
+    )
+    np.testing.assert_allclose(fitted["scale"], scale, rtol=0.12)
+    np.testing.assert_allclose(fitted["floor_px"], floor, rtol=0.25)
+
+
+def test_confidence_tells_right_from_wrong_and_is_calibrated() -> None:
+    rng = np.random.default_rng(1)
+    prior = {"weights": {"a": 2.0, "b": 2.0}, "bias": -2.0}
+    x = rng.random((4000, 2))
+    right = rng.random(4000) < 1 / (1 + np.exp(-(8 * x[:, 0] - 5)))
+    features = [{"a": float(a), "b": float(b)} for a, b in x]
+    fitted = calibrate.fit_confidence(features, right.tolist(), prior)
+    assert fitted["weights"]["a"] == pytest.approx(8.0, rel=0.1)
+    assert fitted["weights"]["b"] == pytest.approx(0.0, abs=0.4)
+    nothing = calibrate.fit_confidence([], [], prior)
+    assert nothing["weights"] == pytest.approx(prior["weights"])
+
+
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
+    rows = [[t, 10 * t, 1 / (1 + t)] for t in range(50)]
+    path = train_report.plot_history({"locator": rows, "keypoints": []}, "toy", tmp_path / "plot.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def toy() -> CadModel:
+    """An L of two boxes, a face of it red: no symmetry."""
+    parts = [
+        trimesh.creation.box((0.2, 0.06, 0.06)),
+        trimesh.creation.box((0.06, 0.06, 0.12), trimesh.transformations.translation_matrix([0.07, 0, 0.09])),
+    ]
+    mesh = trimesh.util.concatenate(parts)
+    mesh.visual.vertex_colors = np.where(
+        mesh.vertices[:, :1] > 0.05, [[200, 40, 30, 255]], [[90, 120, 200, 255]]
+    )
+    return CadModel.from_trimesh(mesh, "toy")
+
+
+TINY: dict[str, Any] = {
+    "crop_size": 32, "window_size": 32, "batch_size": 2, "num_keypoints": 4, "pretrained": False, "workers": 0,
+    "quiet": True, "device": "cpu",
+}  # fmt: skip
+
+
+def test_a_whole_training_writes_a_model_that_estimates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geopose.estimate import PoseEstimator
+
+    monkeypatch.setenv("GEOPOSE_CACHE", str(tmp_path))
+    model = toy()
+    out = train(model, tmp_path / "toy.geopose", TrainOptions(minutes=0.03, elevation_deg=(0, 45), **TINY))
+    assert sorted(os.listdir(tmp_path)) == ["toy.geopose", "toy_training.png"]
+    _, meta = load_nets(out)
+    assert meta["content_hash"] == model.content_hash
+    assert meta["options"]["elevation_deg"] == [0, 45]
+    assert len(meta["keypoints"]) == 4
+    assert len(meta["calibration"]["scale"]) == 4
+    assert set(meta["calibration"]["confidence"]["weights"]) == set(train_report.PRIOR["weights"])
+    assert meta["figures"]["images"] >= 4
+    assert 0 <= meta["figures"]["found"] <= 1
+    assert meta["images"]["keypoints"] >= 2
+    assert find_model(model.content_hash) == out
+    estimate = PoseEstimator.load(out, "cpu").estimate(np.full((64, 96, 3), 90, np.uint8))
+    assert estimate.status != "ok"
+
+
+FAKE = """
+import os, sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+import numpy as np, torch
+torch.set_num_threads(1)
+import geopose.train as module
+from test_train import TINY, toy
+
+class Fake(torch.utils.data.Dataset):
+    '''Noise instead of renders: cheap, and its indices are written down.'''
+    def __init__(self, model, keypoints, symmetries, options, seed, kind):
+        self.kind, self.seed = kind, seed
+    def __getitem__(self, index):
+        with open({log!r} + os.environ.get("RANK", "0"), "a") as file:
+            file.write(f"{{self.kind}} {{index}}\\n")
+        rng = np.random.default_rng([index])
+        out = dict(image=rng.integers(0, 255, (3, 32, 32), np.uint8), visib_fract=np.float32(1), present=np.bool_(True))
+        if self.kind == "window":
+            return out | dict(centre_px=np.float32([9, 9]), size_px=np.float32(16))
+        return out | dict(keypoints_px=np.float32(rng.uniform(0, 31, (1, 4, 2))), inside=np.ones((1, 4), bool),
+                          mask=np.ones((8, 8), np.float32), xyz=np.zeros((3, 8, 8), np.float32))
+
+module.SyntheticDataset = Fake
+module.SAVE_EVERY_S = 0.3
+module.finish_model = lambda *a: ({{}}, {{"add_01d": 0.0}})
+real = module._Run._finish
+def finish(run, total):
+    weights = torch.cat([p.flatten() for p in run.learners[1].net.parameters()])
+    print("FINISHED", run.rank, run.learners[1].samples, float(weights.double().sum()), flush=True)
+    real(run, total)
+module._Run._finish = finish
+if __name__ == "__main__":
+    options = module.TrainOptions(**(TINY | dict(minutes=float(sys.argv[1]) / 60, quiet=False)))
+    module.train(toy(), {out!r}, options)
+"""
+
+
+def fake_script(tmp_path: Path) -> Path:
+    script = tmp_path / "fake.py"
+    names = {"root": str(ROOT), "tests": str(ROOT / "tests"), "log": str(tmp_path / "log")}
+    script.write_text(textwrap.dedent(FAKE).format(out=str(tmp_path / "toy.geopose"), **names))
+    return script
+
+
+def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
+    script, state = fake_script(tmp_path), tmp_path / "toy.geopose.state"
+    seconds = 12.0
+    process = subprocess.Popen([sys.executable, script, str(seconds)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    seen: dict[str, Any] = {}
+    while time.monotonic() < deadline and process.poll() is None:
+        if state.exists():
+            seen, _ = train_state.read_state(state.read_bytes(), state)
+            if seen["learners"]["keypoints"]["samples"]:
+                break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, process.stderr and process.stderr.read()
+    assert (tmp_path / "toy.geopose.lock").exists()
+    kept, _ = train_state.read_state(state.read_bytes(), state)
+    before = kept["learners"]["keypoints"]["samples"]
+    assert kept["learners"]["locator"]["done"]
+    assert before >= seen["learners"]["keypoints"]["samples"] > 0
+
+    other = subprocess.run([sys.executable, script, "13"], capture_output=True, text=True)
+    assert other.returncode != 0
+    assert "minutes: was 0.2, now" in other.stderr
+
+    (tmp_path / "log0").unlink()
+    (tmp_path / ".toy.geopose-01234567.state").write_bytes(b"half a state, from a kill in mid-write")
+    again = subprocess.run([sys.executable, script, str(seconds)], capture_output=True, text=True, check=True)
+    assert "going on from" in again.stderr
+    after = int(again.stdout.split()[2])
+    used = [int(line.split()[1]) for line in (tmp_path / "log0").read_text().splitlines()][
+        1:
+    ]  # the first warms up
+    assert used[0] == before
+    assert used[: after - before] == list(range(before, after))
+    assert sorted(p.name for p in tmp_path.glob("*toy*")) == ["toy.geopose", "toy_training.png"]
+    assert not list(tmp_path.glob(".toy*"))
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    script = fake_script(tmp_path)
+    text = script.read_text().replace("real(run, total)", "run.rank or real(run, total)")
+    text = text.replace("real = module", "module._Run.work = module._Run.work\nreal = module")
+    script.write_text(text)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        str(script),
+        "8",
+    ]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr
+    shares = []
+    for rank in "01":
+        lines = (tmp_path / f"log{rank}").read_text().splitlines()
+        shares.append([int(line.split()[1]) for line in lines if line.startswith("crop")][1:])
+    steps = min(map(len, shares))
+    assert steps >= 2
+    assert shares[0][:steps] == list(range(0, 2 * steps, 2))
+    assert shares[1][:steps] == list(range(1, 2 * steps, 2))
+    _, meta = load_nets(tmp_path / "toy.geopose")
+    assert meta["images"]["keypoints"] % 4 == 0
