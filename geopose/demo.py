@@ -150,9 +150,9 @@ def star_field(generator: np.random.Generator, size_wh: tuple[int, int]) -> Pict
     width, height = size_wh
     sky = np.zeros((height, width, 3), np.float32)
     for cells, strength in ((3, 30.0), (6, 16.0), (13, 8.0)):
-        coarse = generator.random((cells, cells, 3), dtype=np.float32) ** 3
-        cloud = cv2.resize(coarse, size_wh, interpolation=cv2.INTER_CUBIC)
-        sky += strength * np.clip(cloud, 0, 1) * np.array([0.5, 0.45, 1.0], np.float32)
+        coarse = generator.random((cells, cells), dtype=np.float32) ** 3
+        cloud = cv2.resize(coarse, size_wh, interpolation=cv2.INTER_CUBIC)[..., None]
+        sky += strength * np.clip(cloud, 0, 1) * np.array([0.45, 0.35, 1.0], np.float32)
     stars = np.zeros_like(sky)
     count = width * height // 350
     x, y = generator.integers(0, width, count), generator.integers(0, height, count)

@@ -243,11 +243,19 @@ def save_gif(frames: Sequence[Picture], path: str | os.PathLike[str], fps: float
     """The path of an animated GIF that repeats for ever. Raises ValueError without frames."""
     if len(frames) == 0:
         raise ValueError("frames: expected at least one picture, got none")
-    pictures = [Image.fromarray(f).quantize(64, dither=Image.Dither.NONE) for f in frames]
+    palette = _palette(frames)
+    pictures = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     with atomic_path(path) as temporary:
         options: dict[str, Any] = {"append_images": pictures[1:], "duration": round(1000 / fps), "loop": 0}
         pictures[0].save(temporary, format="GIF", save_all=True, optimize=False, **options)
     return Path(path)
+
+
+def _palette(frames: Sequence[Picture], colors: int = 128) -> Image.Image:
+    """One palette for all frames, in which a rare colour counts as much as a frequent one."""
+    pixels = np.concatenate([f[::2, ::2].reshape(-1, 3) for f in frames[:: max(len(frames) // 16, 1)]])
+    distinct = np.unique(pixels & 0xF8, axis=0)
+    return Image.fromarray(distinct[None]).quantize(colors)
 
 
 def _save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
