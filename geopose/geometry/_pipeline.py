@@ -272,6 +272,11 @@ def _finish(
     weight = xp.exp(log_weight - xp.where(xp.isfinite(top), top, 0.0))
     total = weight.sum(0)
     weight = xp.where(total > 0, weight / xp.where(total > 0, total, 1.0), 0.0)
+    if len(weight) > 2:  # repeated optima weigh nothing: rivals come first
+        order = xp.argsort(-weight[1:], 0) + 1
+        order = xp.concatenate([order[:1] * 0, order])
+        weight, covariance, converged, cost = (a[order, rows] for a in (weight, covariance, converged, cost))
+        pose = fast_pose(pose.R[order, rows], pose.t[order, rows])
     count = (weight[1:] > 1e-4).sum(0)
     kept = problem.exact.select(inlier)
     if camera.focal_rel_std > 0:
