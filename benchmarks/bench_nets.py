@@ -1,6 +1,6 @@
 """Images per second of training steps and milliseconds of single pictures, for every network worth choosing.
 
-    python benchmarks/bench_nets.py --json nets.json          # all, interleaved, about two minutes on two idle cores
+    python benchmarks/bench_nets.py --json nets.json          # all variants, interleaved; some minutes
     python benchmarks/bench_nets.py --only unet-pretrained-128 locator-320x240
 
 Each variant is built once; the rounds go through all of them in turn, so that a disturbance meets them all.

@@ -132,7 +132,7 @@ class Encoder(nn.Module):
         frozen_stride: layers up to this stride (0, 2, 4 or 8) are not trained and keep no gradients: faster
             steps.
         frozen_5x5: the 5x5 depthwise filters (stride 8 and up) are not trained. They hold 5 % of the weights, but
-            their gradient is a seventh of a step's time; what is learned then sits in the layers between them.
+            their gradient is a quarter of a step's time; what is learned then sits in the layers between them.
     Notes:
         Padding is symmetric where TensorFlow's was one-sided: it moves the picture by a constant, which the
         decoder absorbs, and saves a copy per strided layer.
