@@ -201,7 +201,9 @@ def _candidates(surface: Surface, starts: list[Motion], most: int = 24) -> list[
             break
         if _angle(R[k], np.eye(3)) > 0.08 and all(_angle(R[k], R[j]) > 0.1 for j in kept):
             kept.append(int(k))
-    fitted = [motion for k in kept if _angle((motion := surface.fit(R[k], t[k]))[0], np.eye(3)) > 0.08]
+    fitted = [
+        motion for k in kept if _angle((motion := surface.fit(R[k], t[k], probes=250))[0], np.eye(3)) > 0.08
+    ]
     return sorted(fitted, key=lambda motion: round(surface.mismatch(*motion)[0], 5))
 
 
