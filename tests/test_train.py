@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,8 +50,8 @@ class Dying(Blobs):
 class StepClock(fit.Clock):
     """Time that passes one second per look: the same schedule on every run."""
 
-    def __init__(self, now: float = -1.0) -> None:
-        self.now = now
+    def __init__(self, before: float = -1.0) -> None:
+        self.now = before
 
     def elapsed(self) -> float:
         self.now += 1.0
@@ -127,8 +127,8 @@ def test_unknown_devices_are_refused() -> None:
 def test_the_rate_rises_then_falls_to_nothing() -> None:
     rates = [fit.rate_at(f) for f in np.linspace(0, 1, 101)]
     assert rates[5] == pytest.approx(1.0)
-    assert all(a < b for a, b in zip(rates[:5], rates[1:6], strict=True))
-    assert all(a > b for a, b in zip(rates[5:-1], rates[6:], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(rates[:6]))
+    assert all(a > b for a, b in itertools.pairwise(rates[5:]))
     assert rates[-1] == pytest.approx(0.0, abs=1e-12)
     assert fit.rate_at(2.0) == pytest.approx(0.0, abs=1e-12)
 
@@ -329,19 +329,20 @@ def test_a_whole_training_writes_a_model_that_estimates(
 
 
 FAKE = """
-import os, sys, time
+import importlib, os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import numpy as np, torch
 torch.set_num_threads(1)
-import geopose.train as module
-from test_train import TINY, toy
+from test_train import TINY, StepClock, toy
+module = importlib.import_module("geopose.train")
+rank, kill_at = os.environ.get("RANK", "0"), int(os.environ.get("KILL_AT", "0"))
 
 class Fake(torch.utils.data.Dataset):
-    '''Noise instead of renders: cheap, and its indices are written down.'''
+    # noise instead of renders: cheap, and its indices are written down
     def __init__(self, model, keypoints, symmetries, options, seed, kind):
-        self.kind, self.seed = kind, seed
+        self.kind = kind
     def __getitem__(self, index):
-        with open({log!r} + os.environ.get("RANK", "0"), "a") as file:
+        with open({log!r} + rank, "a") as file:
             file.write(f"{{self.kind}} {{index}}\\n")
         rng = np.random.default_rng([index])
         out = dict(image=rng.integers(0, 255, (3, 32, 32), np.uint8), visib_fract=np.float32(1), present=np.bool_(True))
@@ -350,92 +351,76 @@ class Fake(torch.utils.data.Dataset):
         return out | dict(keypoints_px=np.float32(rng.uniform(0, 31, (1, 4, 2))), inside=np.ones((1, 4), bool),
                           mask=np.ones((8, 8), np.float32), xyz=np.zeros((3, 8, 8), np.float32))
 
-module.SyntheticDataset = Fake
-module.SAVE_EVERY_S = 0.3
+class Run(module._Run):
+    def _after_step(self, learner, loss):
+        super()._after_step(learner, loss)
+        if learner.role == "keypoints" and learner.step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def work(self):
+        super().work()
+        learner = self.learners[1]
+        weights = torch.cat([p.detach().flatten() for p in learner.net.parameters()]).double()
+        with open({log!r} + "_end" + rank, "w") as file:
+            file.write(f"{{learner.samples}} {{weights.sum().item()!r}} {{weights.square().sum().item()!r}}")
+
+module._Run, module.SyntheticDataset, module.Clock, module.SAVE_EVERY_S = Run, Fake, StepClock, 10.0
 module.finish_model = lambda *a: ({{}}, {{"add_01d": 0.0}})
-real = module._Run._finish
-def finish(run, total):
-    weights = torch.cat([p.flatten() for p in run.learners[1].net.parameters()])
-    print("FINISHED", run.rank, run.learners[1].samples, float(weights.double().sum()), flush=True)
-    real(run, total)
-module._Run._finish = finish
-if __name__ == "__main__":
-    options = module.TrainOptions(**(TINY | dict(minutes=float(sys.argv[1]) / 60, quiet=False)))
-    module.train(toy(), {out!r}, options)
+module.train(toy(), {out!r}, module.TrainOptions(**TINY | dict(minutes=float(sys.argv[1]), quiet=False)))
 """
 
 
-def fake_script(tmp_path: Path) -> Path:
+def run_fake(tmp_path: Path, minutes: float, *launcher: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A training of noise in processes of their own, on a clock that counts its readings."""
     script = tmp_path / "fake.py"
     names = {"root": str(ROOT), "tests": str(ROOT / "tests"), "log": str(tmp_path / "log")}
-    script.write_text(textwrap.dedent(FAKE).format(out=str(tmp_path / "toy.geopose"), **names))
-    return script
+    script.write_text(FAKE.format(out=str(tmp_path / "toy.geopose"), **names))
+    command = [sys.executable, *launcher, str(script), str(minutes)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env}
+    )
+
+
+def indices(tmp_path: Path, rank: int) -> list[int]:
+    """The crops that a rank has seen; the first of each sitting is left out: it is made to warm up."""
+    lines = (tmp_path / f"log{rank}").read_text().splitlines()
+    return [int(line.split()[1]) for line in lines if line.startswith("crop")][1:]
 
 
 def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
-    script, state = fake_script(tmp_path), tmp_path / "toy.geopose.state"
-    seconds = 12.0
-    process = subprocess.Popen([sys.executable, script, str(seconds)], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    seen: dict[str, Any] = {}
-    while time.monotonic() < deadline and process.poll() is None:
-        if state.exists():
-            seen, _ = train_state.read_state(state.read_bytes(), state)
-            if seen["learners"]["keypoints"]["samples"]:
-                break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, process.stderr and process.stderr.read()
+    state, log = tmp_path / "toy.geopose.state", tmp_path / "log0"
+    killed = run_fake(tmp_path, 2.0, KILL_AT="20")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "toy.geopose.lock").exists()
     kept, _ = train_state.read_state(state.read_bytes(), state)
-    before = kept["learners"]["keypoints"]["samples"]
+    before, batch = kept["learners"]["keypoints"]["samples"], TINY["batch_size"]
     assert kept["learners"]["locator"]["done"]
-    assert before >= seen["learners"]["keypoints"]["samples"] > 0
+    assert 20 * batch - 10 * batch <= before < 20 * batch
 
-    other = subprocess.run([sys.executable, script, "13"], capture_output=True, text=True)
+    other = run_fake(tmp_path, 3.0)
     assert other.returncode != 0
-    assert "minutes: was 0.2, now" in other.stderr
+    assert "minutes: was 2.0, now 3.0" in other.stderr
 
-    (tmp_path / "log0").unlink()
+    log.unlink()
     (tmp_path / ".toy.geopose-01234567.state").write_bytes(b"half a state, from a kill in mid-write")
-    again = subprocess.run([sys.executable, script, str(seconds)], capture_output=True, text=True, check=True)
+    again = run_fake(tmp_path, 2.0)
+    assert again.returncode == 0, again.stderr
     assert "going on from" in again.stderr
-    after = int(again.stdout.split()[2])
-    used = [int(line.split()[1]) for line in (tmp_path / "log0").read_text().splitlines()][
-        1:
-    ]  # the first warms up
-    assert used[0] == before
+    used, after = indices(tmp_path, 0), int((tmp_path / "log_end0").read_text().split()[0])
+    assert after > 20 * batch
     assert used[: after - before] == list(range(before, after))
     assert sorted(p.name for p in tmp_path.glob("*toy*")) == ["toy.geopose", "toy_training.png"]
-    assert not list(tmp_path.glob(".toy*"))
+    _, meta = load_nets(tmp_path / "toy.geopose")
+    assert meta["images"]["keypoints"] == after
 
 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    script = fake_script(tmp_path)
-    text = script.read_text().replace("real(run, total)", "run.rank or real(run, total)")
-    text = text.replace("real = module", "module._Run.work = module._Run.work\nreal = module")
-    script.write_text(text)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--standalone",
-        str(script),
-        "8",
-    ]
-    result = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert result.returncode == 0, result.stderr
-    shares = []
-    for rank in "01":
-        lines = (tmp_path / f"log{rank}").read_text().splitlines()
-        shares.append([int(line.split()[1]) for line in lines if line.startswith("crop")][1:])
-    steps = min(map(len, shares))
-    assert steps >= 2
-    assert shares[0][:steps] == list(range(0, 2 * steps, 2))
-    assert shares[1][:steps] == list(range(1, 2 * steps, 2))
+    done = run_fake(tmp_path, 0.5, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+    assert done.returncode == 0, done.stderr
+    ends = [(tmp_path / f"log_end{rank}").read_text() for rank in (0, 1)]
+    assert ends[0] == ends[1]  # the same number of samples, the same weights
+    samples = int(ends[0].split()[0])
+    assert samples >= 8
+    for rank in (0, 1):
+        assert indices(tmp_path, rank)[: samples // 2] == list(range(rank, samples, 2))
     _, meta = load_nets(tmp_path / "toy.geopose")
-    assert meta["images"]["keypoints"] % 4 == 0
+    assert meta["images"]["keypoints"] == samples
