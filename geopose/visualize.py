@@ -55,7 +55,8 @@ def outline(model: CadModel, camera: Camera, cam_from_obj: Pose, crease_deg: flo
     than `crease_deg`.
 
     Found between neighbouring pixels of a rendering at twice the size (Saito and Takahashi, "Comprehensible rendering
-    of 3-D shapes", SIGGRAPH 1990), then averaged: the lines are about one pixel wide and smooth.
+    of 3-D shapes", SIGGRAPH 1990), then averaged: smooth lines, about one pixel wide on a picture of
+    480 rows.
     """
     width, height = camera.size_wh
     lines = np.zeros((2 * height, 2 * width), np.float32)
@@ -73,7 +74,8 @@ def outline(model: CadModel, camera: Camera, cam_from_obj: Pose, crease_deg: flo
     across = _edges(mask, normal, points, step, bends)
     down = _edges(mask.T, normal.swapaxes(0, 1), points.swapaxes(0, 1), step, bends).T
     lines[part] = across | down
-    lines = np.asarray(cv2.dilate(lines, np.ones((2, 2), np.uint8)), np.float32)
+    pen = max(2, round(height / 200))
+    lines = np.asarray(cv2.dilate(lines, np.ones((pen, pen), np.uint8)), np.float32)
     return np.asarray(cv2.resize(lines, (width, height), interpolation=cv2.INTER_AREA), np.float32)
 
 

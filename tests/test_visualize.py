@@ -88,8 +88,8 @@ def test_drawn_pose_is_green_on_the_outline_and_untouched_far_from_it(
     box: CadModel, grey: np.ndarray
 ) -> None:
     drawing = visualize.draw_pose(grey, box, CAMERA, POSE, tint=0.0)
-    off = np.abs(drawing[60, 102:108].astype(int) - visualize.GREEN).max(-1)
-    assert off.min() < 60
+    red, green, blue = drawing[60, 102:108].astype(int).T
+    assert (green - np.maximum(red, blue)).max() > 50
     assert_array_equal(drawing[:20], grey[:20])
     assert_array_equal(drawing[50:70, 70:90], grey[50:70, 70:90])
 
@@ -164,7 +164,7 @@ def test_gif_keeps_frames_order_and_rare_colours(tmp_path: Path) -> None:
         frames.append(frame)
     path = visualize.save_gif(frames, tmp_path / "a" / "b.gif", fps=10)
     with Image.open(path) as gif:
-        assert gif.n_frames == 5
+        assert getattr(gif, "n_frames", 1) == 5
         assert gif.info["duration"] == 100
         assert gif.info["loop"] == 0
         for i in range(5):

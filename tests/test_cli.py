@@ -1,0 +1,487 @@
+"""Every command as a user types it: what it prints and writes, its exit code, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from helpers import data_path
+from PIL import Image
+
+import geopose
+from geopose import cli, demo
+from geopose.cad.keypoints import choose_keypoints
+from geopose.cad.model import load_cad
+from geopose.cli_options import add_options, options_from
+from geopose.data.bop import read_bop
+from geopose.data.sample import ViewSpace, projected_box
+from geopose.estimate import PoseEstimator
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+from geopose.result import PoseEstimate
+from geopose.train import TrainOptions
+
+Captured = pytest.CaptureFixture[str]
+
+
+class OneHot(torch.nn.Module):
+    """A network whose heatmaps peak somewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"heatmaps": torch.eye(32).expand(len(image), 16, 32, 32) * 9}
+
+
+class Oracle:
+    """An estimator that knows the pose, but for an error of one degree and a status of its choice."""
+
+    crop_scale, crop_size = 1.5, 128
+
+    def __init__(self, truths: list[Pose], status: str = "ok") -> None:
+        self.truths, self.status = iter(truths), status
+        self.model = load_cad("xwing")
+        self.keypoints = choose_keypoints(self.model, 16)
+        self.nets = {"keypoints": OneHot()}
+
+    def estimate(self, img: Any, camera: Camera | None = None, box: Any = None) -> PoseEstimate:
+        camera = camera or Camera(500.0, 500.0, 159.5, 119.5, (320, 240))
+        truth = next(self.truths)
+        pose = Pose(np.eye(3), truth.t) @ Pose.from_rvec_tvec(np.deg2rad([0.0, 0, 1]), np.zeros(3))
+        pose = Pose(pose.R @ truth.R, truth.t)
+        keypoints = {
+            "points_px": camera.project(pose.apply(self.keypoints)),
+            "cov_px": np.tile(np.eye(2), (16, 1, 1)),
+            "inliers": np.ones(16, bool),
+            "points_obj": self.keypoints,
+        }
+        given = projected_box(self.model.vertices, pose, camera) if box is None else np.asarray(box)
+        reasons = () if self.status == "ok" else ("because",)
+        return PoseEstimate(
+            pose, 1e-4 * np.eye(6), self.status, reasons, 0.9, keypoints, given, (), {"total": 0.01}, camera, self.model
+        )  # fmt: skip
+
+
+AHEAD = Pose.from_rvec_tvec(np.array([1.2, 0.4, 0.1]), np.array([1.0, 2.0, 40.0]))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.full((240, 320, 3), 60, np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    known = Oracle([AHEAD])
+    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None: known)
+    return known
+
+
+@pytest.fixture
+def stl(tmp_path: Path) -> Path:
+    path = tmp_path / "brick.stl"
+    trimesh.creation.box((40.0, 30.0, 20.0)).export(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEOPOSE_CACHE", str(tmp_path / "cache"))
+
+
+def said(capsys: Captured) -> str:
+    """What came on stderr: one line, and nothing on stdout."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+def test_console_script_and_module_are_the_same_command() -> None:
+    by_module = subprocess.run(
+        [sys.executable, "-m", "geopose", "--version"], capture_output=True, text=True, check=True
+    )
+    assert by_module.stdout == f"geopose {geopose.__version__}\n"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys\nfrom geopose.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'numpy', 'cv2') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(name in done.stdout for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([name, "--help"])
+    assert stopped.value.code == 0
+    assert cli.COMMANDS[name].help.split(":")[0] in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["nonsense"], ["info"], ["info", "a", "--wrong"], ["train", "a", "--minutes", "x"]]
+)
+def test_wrong_usage_is_exit_code_2(argv: list[str], capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(argv)
+    assert stopped.value.code == 2
+    assert "usage: geopose" in capsys.readouterr().err
+
+
+# options
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a test.
+
+    Attributes:
+        width: of the thing, 100 % of it.
+        name: what it is called; kept: whether it is.
+        span_deg: low and high.
+    """
+
+    width: float = 1.5
+    name: str | None = None
+    kept: bool | None = None
+    span_deg: tuple[float, float] = (-1.0, 1.0)
+    count: int = 3
+
+
+def parsed(*argv: str) -> Options:
+    parser = argparse.ArgumentParser()
+    add_options(parser, Options)
+    found = options_from(parser.parse_args(argv), Options)
+    assert isinstance(found, Options)
+    return found
+
+
+def test_options_default_to_those_of_the_dataclass() -> None:
+    assert parsed() == Options()
+
+
+def test_options_take_the_type_of_the_field() -> None:
+    words = ["--width", "2", "--name", "7", "--no-kept", "--span", "-20", "5", "--count", "9"]
+    assert parsed(*words) == Options(2.0, "7", False, (-20.0, 5.0), 9)
+
+
+def test_options_are_explained_by_the_docstring(capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        parsed("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--width WIDTH of the thing, 100 % of it (default: 1.5)" in text
+    assert "--name NAME what it is called" in text
+    assert "--span LOW HIGH low and high (default: -1 1)" in text
+
+
+@pytest.mark.parametrize("options", [TrainOptions, ViewSpace])
+def test_every_real_option_is_explained(options: type) -> None:
+    from geopose.cli_options import _field_help
+
+    helps = _field_help(options)
+    assert [f.name for f in fields(options) if not helps.get(f.name)] == []
+
+
+# info
+
+
+def test_info_of_a_mesh(stl: Path, capsys: Captured) -> None:
+    assert cli.main(["info", str(stl), "--unit", "mm", "--json", "--keypoints", "8"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose(facts["extents_m"], [0.04, 0.03, 0.02], rtol=1e-6)
+    np.testing.assert_allclose(facts["diameter_m"], np.sqrt(0.0029), rtol=1e-6)
+    assert facts["watertight"] is True
+    assert facts["faces"] == 12
+    assert facts["symmetries"] == {"discrete": 4, "continuous_axes": []}
+    assert np.shape(facts["keypoints_m"]) == (8, 3)
+
+
+def test_info_as_text(stl: Path, capsys: Captured) -> None:
+    assert cli.main(["info", str(stl), "--unit", "mm"]) == 0
+    out = capsys.readouterr().out
+    assert "watertight      yes" in out
+    assert "keypoints m     16 x 3 numbers" in out
+
+
+def test_a_mesh_without_unit_gets_advice(stl: Path, capsys: Captured) -> None:
+    assert cli.main(["info", str(stl)]) == 1
+    error = said(capsys)
+    assert "unit" in error
+    assert "40" in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["info", "missing.stl", "--unit", "mm"], "missing.stl"),
+        (["info", "missing.geopose"], "missing.geopose"),
+        (["estimate", "missing.png"], "--cad and --model"),
+        (["estimate", "a.png", "--model", "missing.geopose"], "missing.geopose"),
+        (["estimate", "a.png", "--model", "m", "--camera", "c.json", "--fov", "50"], "--camera and --fov"),
+        (["estimate", "a.png", "--cad", "iss"], "geopose train iss"),
+        (["evaluate", "missing", "--model", "missing.geopose"], "missing"),
+        (["render", "xwing", "--out", "set", "--backgrounds", "missing"], "missing"),
+        (["render", "xwing", "--out", "set", "--count", "0"], "count"),
+        (["render", "xwing", "--out", "set", "--elevation", "50", "-50"], "elevation_deg"),
+        (["train", "xwing", "--minutes", "-1"], "minutes"),
+        (["demo", "--frames", "0"], "frames"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_1(
+    argv: list[str], words: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == 1
+    error = said(capsys)
+    assert error.startswith("geopose: error: ")
+    assert words in error
+
+
+def test_debug_shows_where(capsys: Captured) -> None:
+    assert cli.main(["info", "missing.stl", "--unit", "mm", "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("geopose: error: ")
+
+
+def test_a_mistake_in_the_program_is_named_as_such(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def broken(_: argparse.Namespace) -> int:
+        raise KeyError("lost")
+
+    monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", lambda _: None, broken))
+    assert cli.main(["info"]) == 1
+    assert said(capsys) == "geopose: error: KeyError: 'lost' (--debug shows where)\n"
+
+
+def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def stopped(_: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", lambda _: None, stopped))
+    assert cli.main(["info"]) == 130
+    assert said(capsys) == "geopose: interrupted\n"
+
+
+# render, evaluate, train, estimate, demo
+
+
+def test_render_writes_a_set_that_can_be_read(tmp_path: Path, stl: Path, capsys: Captured) -> None:
+    out = tmp_path / "set"
+    words = [
+        "render",
+        str(stl),
+        "--unit",
+        "mm",
+        "--count",
+        "3",
+        "--out",
+        str(out),
+        "--scene-wh",
+        "160",
+        "120",
+    ]
+    words += ["--split", "test", "--elevation", "10", "60", "--scene-range", "30", "90"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    frames = read_bop(out, "test").frames
+    assert len(frames) == 3
+    model = load_cad(stl, "mm")
+    for frame in frames:
+        image, camera = frame.load()
+        assert image.shape == (120, 160, 3)
+        pose = frame.instances[0].pose
+        camera_in_obj = pose.inverse().t - model.bounds.mean(0)
+        elevation = np.rad2deg(np.arcsin(camera_in_obj[2] / np.linalg.norm(camera_in_obj)))
+        assert 9.9 < elevation < 60.1
+        assert (camera.project(pose.apply(np.zeros((1, 3)))) < [160, 120]).all()
+    assert Image.open(out / "sheet.png").width > 700
+    assert cli.main(words) == 1, "a set is not overwritten"
+
+
+def test_train_hands_on_its_options(monkeypatch: pytest.MonkeyPatch, stl: Path, capsys: Captured) -> None:
+    calls: list[Any] = []
+
+    def record(cad: Any, out: str, options: TrainOptions) -> Path:
+        calls.append((cad, out, options))
+        return Path(out)
+
+    monkeypatch.setattr(sys.modules["geopose.train"], "train", record)
+    words = ["train", str(stl), "--unit", "mm", "--out", "a.geopose", "--minutes", "3", "--roll", "-60", "60"]
+    assert cli.main([*words, "--no-pretrained", "--crop-size", "96"]) == 0
+    (model, out, options), *_ = calls
+    assert out == "a.geopose"
+    assert model.content_hash == load_cad(stl, "mm").content_hash
+    assert options == TrainOptions(
+        minutes=3.0, unit="mm", roll_deg=(-60.0, 60.0), pretrained=False, crop_size=96
+    )
+    assert capsys.readouterr().out == "a.geopose\n"
+
+
+def test_train_without_out_goes_where_estimate_looks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    monkeypatch.setattr(sys.modules["geopose.train"], "train", lambda cad, out, options: out)
+    assert cli.main(["train", "xwing"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path.parent == tmp_path / "cache"
+    assert load_cad("xwing").content_hash[:12] in path.name
+
+
+def test_estimate_prints_and_writes(oracle: Oracle, photo: Path, tmp_path: Path, capsys: Captured) -> None:
+    overlay, result = tmp_path / "o.png", tmp_path / "deep" / "r.json"
+    words = [
+        "estimate",
+        str(photo),
+        "--model",
+        "m",
+        "--fov",
+        "40",
+        "--overlay",
+        str(overlay),
+        "--json",
+        str(result),
+    ]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "status     ok, confidence 0.90" in out
+    assert "x 1.0000  y 2.0000  z 40.0000 m" in out
+    assert "0.0100 0.0100 0.0100 m" in out
+    value = json.loads(result.read_text())
+    assert value["status"] == "ok"
+    np.testing.assert_allclose(value["camera"]["fx"], 160 / np.tan(np.deg2rad(20)), rtol=1e-9)
+    assert (np.asarray(Image.open(overlay)) != np.asarray(Image.open(photo))).any()
+
+
+def test_estimate_json_alone_on_stdout(oracle: Oracle, photo: Path, capsys: Captured) -> None:
+    words = ["estimate", str(photo), "--model", "m", "--box", "1", "2", "30", "40", "--json"]
+    assert cli.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["box_px"] == [1, 2, 30, 40]
+
+
+def test_estimate_reads_the_camera_file(
+    oracle: Oracle, photo: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    Camera(321.0, 322.0, 160.0, 120.0, (320, 240)).save(tmp_path / "cam.json")
+    assert (
+        cli.main(["estimate", str(photo), "--model", "m", "--camera", str(tmp_path / "cam.json"), "--json"])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["camera"]["fy"] == 322.0
+
+
+def test_a_pose_that_is_not_sure_is_exit_code_3(oracle: Oracle, photo: Path, capsys: Captured) -> None:
+    oracle.status = "no_consensus"
+    assert cli.main(["estimate", str(photo), "--model", "m"]) == 3
+    out = capsys.readouterr().out
+    assert "no_consensus" in out
+    assert "because" in out
+
+
+def test_evaluate_prints_a_table_and_writes_the_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    root = data_path("lmo")
+    known = Oracle([AHEAD] * 20)
+    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None: known)
+    words = [
+        "evaluate",
+        str(root),
+        "--obj",
+        "9",
+        "--model",
+        "m",
+        "--limit",
+        "2",
+        "--csv",
+        str(tmp_path / "r.csv"),
+    ]
+    assert cli.main([*words, "--boxes", "gt", "--json", str(tmp_path / "r.json")]) == 0
+    assert "ADD" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r.json").read_text())["summaries"][1]["found"] == 1.0
+    assert (tmp_path / "r.csv").read_text().startswith("scene_id,im_id,obj_id,score,R,t,time")
+
+
+@pytest.fixture(scope="module")
+def flown(tmp_path_factory: pytest.TempPathFactory) -> tuple[demo.DemoResult, Path]:
+    out = tmp_path_factory.mktemp("demo")
+    truths = demo.flight(6)
+    return demo.run_demo(out, Oracle(truths), frames=6), out  # type: ignore[arg-type]
+
+
+def test_demo_writes_its_pictures(flown: tuple[demo.DemoResult, Path]) -> None:
+    _, out = flown
+    assert sorted(p.name for p in out.iterdir()) == ["animation.gif", "overlay.png"]
+    with Image.open(out / "animation.gif") as gif:
+        assert getattr(gif, "n_frames", 1) == 6
+        assert gif.size == demo.SIZE_WH
+        gif.seek(0)
+        red, green, _ = np.moveaxis(np.asarray(gif.convert("RGB")).astype(int), -1, 0)
+    assert ((green - red) > 60).sum() > 100, "the outline"
+    assert ((red - green) > 100).sum() > 20, "bolts"
+    with Image.open(out / "overlay.png") as figure:
+        assert figure.width > 1000
+
+
+def test_demo_measures_against_the_truth(flown: tuple[demo.DemoResult, Path]) -> None:
+    result, _ = flown
+    assert [row["frame"] for row in result.rows] == list(range(6))
+    np.testing.assert_allclose([row["rotation_error_deg"] for row in result.rows], 1.0, atol=1e-6)
+    np.testing.assert_allclose([row["translation_error_m"] for row in result.rows], 0.0, atol=1e-9)
+    assert result.summary["found"] == 1.0
+    assert result.summary["right"] == 1.0
+    assert "rotation 1.00 deg" in result.table()
+
+
+def test_demo_flight_stays_in_the_picture_and_before_the_camera() -> None:
+    camera = Camera.from_fov(float(np.deg2rad(50)), demo.SIZE_WH)
+    for pose in demo.flight(24):
+        np.testing.assert_allclose(pose.R @ pose.R.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(pose.R) > 0
+        assert pose.t[2] > 20
+        x, y = camera.project(pose.t[None])[0]
+        assert 0.1 * 480 < x < 0.9 * 480
+        assert 0.1 * 360 < y < 0.9 * 360
+
+
+def test_demo_flies_nose_first() -> None:
+    poses = demo.flight(400)
+    for here, there in zip(poses[:-1:40], poses[1::40], strict=True):
+        way = there.t - here.t
+        assert here.R[:, 0] @ way / np.linalg.norm(way) > 0.99
+
+
+def test_demo_photograph_shows_the_ship_where_it_projects() -> None:
+    rng = np.random.default_rng(0)
+    ship, pose = load_cad("xwing"), demo.flight(24)[5]
+    camera = Camera.from_fov(float(np.deg2rad(50)), demo.SIZE_WH)
+    black = np.zeros((360, 480, 3), np.uint8)
+    ys, xs = np.nonzero(demo.photograph(ship, camera, pose, black, rng).max(-1) > 30)
+    box = projected_box(ship.vertices, pose, camera)
+    np.testing.assert_allclose([xs.min(), ys.min(), xs.max(), ys.max()], box, atol=6)
+
+
+def test_demo_without_pose_still_ends(tmp_path: Path) -> None:
+    class Blind(Oracle):
+        def estimate(self, img: Any, camera: Camera | None = None, box: Any = None) -> PoseEstimate:
+            assert camera is not None
+            return PoseEstimate(None, None, "not_found", ("dark",), 0.0, {}, None, (), {}, camera, self.model)
+
+    result = demo.run_demo(tmp_path, Blind([]), frames=2)  # type: ignore[arg-type]
+    assert result.summary["found"] == 0
+    assert "not_found" in result.table()
