@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,22 @@ def start_worker(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+
+
+@contextmanager
+def cores_shared_with(workers: int) -> Iterator[None]:
+    """Leaves a core to each of the rendering processes: threads that wait for one another slow both sides down.
+
+    OpenCV's own threads are stopped too, since a process forked while they exist may hang at its first call.
+    """
+    threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(max(1, threads - workers))
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(cv_threads)
 
 
 def default_workers() -> int:
@@ -133,7 +150,9 @@ class Learner:
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": 1e-2},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
+        self.optimiser = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=self.learning_rate, fused=True
+        )
 
     def _optimised(self) -> list[nn.Parameter]:
         return [p for group in self.optimiser.param_groups for p in group["params"]]

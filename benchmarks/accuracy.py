@@ -1,0 +1,86 @@
+"""How often and how well a model finds its object in fresh renders: whole pictures of 640x480, no box given.
+
+    python benchmarks/accuracy.py                       # the X-wing that comes with the package
+    python benchmarks/accuracy.py --model part.geopose --cad part.stl --unit mm
+    python benchmarks/accuracy.py --hidden              # other things stand before it as well
+
+The object is anywhere in the picture, 40 to 400 pixels large, under random light before random backgrounds, seen from the view
+space that the model was trained for; `--seed` is none that training, calibration or judgement used.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import numpy as np
+import torch
+from common import spread, write_json
+from torch.utils.data import DataLoader
+
+from geopose.cad.model import load_cad
+from geopose.data.picture import SyntheticOptions
+from geopose.data.sample import ViewSpace
+from geopose.data.synthetic import SyntheticDataset
+from geopose.estimate import PoseEstimator, model_of
+from geopose.fit import start_worker
+from geopose.train_report import judge_scenes, summary
+
+
+def main() -> None:
+    """Prints the figures and writes the JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cad", default="xwing")
+    parser.add_argument("--unit")
+    parser.add_argument("--model", help="checkpoint; default: the built-in or cached one of the CAD")
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=20261121)
+    parser.add_argument(
+        "--elevation", type=float, nargs=2, help="degrees; default: what the model was trained for"
+    )
+    parser.add_argument("--roll", type=float, nargs=2)
+    parser.add_argument("--hidden", action="store_true", help="with occluders and clutter")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+
+    model = load_cad(args.cad, args.unit)
+    estimator = PoseEstimator.load(args.model or model_of(args.cad, args.unit))
+    trained = estimator.meta["options"]
+    view = ViewSpace(
+        tuple(args.elevation or trained["elevation_deg"]), tuple(trained["azimuth_deg"]),
+        tuple(args.roll or trained["roll_deg"]), trained["up"],
+    )  # fmt: skip
+    options = SyntheticOptions(view=view, scene_range=(40.0, 400.0))
+    if not args.hidden:
+        options = replace(options, clutter=0.0, occluders=0.0)
+    scenes = SyntheticDataset(
+        model, estimator.keypoints, estimator.symmetries, options, args.seed, "scene", args.count
+    )
+    loader = DataLoader(scenes, batch_size=1, num_workers=1, worker_init_fn=start_worker)
+    torch.set_num_threads(2)
+    for _ in range(3):  # warm up
+        estimator.estimate(np.zeros((480, 640, 3), np.uint8))
+    rows = judge_scenes(estimator, loader, args.count, float("inf"))
+    figures = summary(rows)
+    times = spread([1e3 * r["seconds"] for r in rows])
+    print(
+        f"{model.name}: {len(rows)} renders of 640x480, seed {args.seed}, {'with' if args.hidden else 'without'} occluders"
+    )
+    print(f"view: elevation {view.elevation_deg}, azimuth {view.azimuth_deg}, roll {view.roll_deg} degrees")
+    print(f"found          {100 * figures['found']:.1f} %")
+    print(f"ADD-0.1d       {100 * figures['add_01d']:.1f} %")
+    wrong = sum(r["found"] > 0 and r["add"] >= 0.1 for r in rows)
+    print(f"wrong as ok    {100 * wrong / len(rows):.1f} %  (answered ok with ADD >= 0.1 d)")
+    print(f"rotation       {figures['rotation_median_deg']:.2f} degrees, median")
+    print(f"translation    {100 * figures['translation_median_diameters']:.2f} % of the diameter, median")
+    print(f"keypoints      {figures['keypoint_median_px']:.2f} px, median")
+    print(f"time           {times['median']:.0f} ms, median ({times['p10']:.0f} to {times['p90']:.0f})")
+    write_json(
+        args.json, {"figures": figures, "wrong_as_ok": wrong / len(rows), "milliseconds": times, "rows": rows}
+    )
+
+
+if __name__ == "__main__":
+    main()
