@@ -20,6 +20,8 @@ def check(
     """The three arrays as floating-point arrays, shapes checked."""
     if not isinstance(camera, Camera):
         raise ValueError(f"camera: expected a geopose.Camera, got {type(camera).__name__}")
+    if any("complex" in str(getattr(a, "dtype", "")) for a in (points_obj, points_px, cov_px)):
+        raise ValueError("points_obj, points_px, cov_px: expected real numbers, got complex ones")
     try:
         obj, px = as_float_array(points_obj), as_float_array(points_px)
         cov = None if cov_px is None else as_float_array(cov_px)

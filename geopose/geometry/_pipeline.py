@@ -14,10 +14,11 @@ from geopose.geometry._pnp_options import PnPOptions
 from geopose.geometry.ambiguity import distinct, laplace_log_weight, two_starts
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
-from geopose.geometry.ransac import hypothesise, log_false_alarms, optimise, squared_residuals
+from geopose.geometry.ransac import chance_of_distance, hypothesise, log_false_alarms, optimise, squared_residuals
 from geopose.geometry.refine import LMResult, Reprojection, fast_pose, levenberg_marquardt, namespace
 
 
+_FEW = "{} finite correspondences of {}; three leave up to four poses, from four on a pose can be checked"
 _FIRST_STEPS = 8  # steps after which a fit to all points must look plausible
 _RIVAL = 40.0  # squared standard deviations; a pose this much worse is no rival (e^-20)
 
@@ -37,6 +38,31 @@ class Found:
 
 
 def solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnPOptions, seed: int) -> Found:
+    """The results of a batch (B,) of problems, points (B, N, 3), pixels (B, N, 2), covariances (B, N, 2, 2)."""
+    batch, n = px.shape[:2]
+    if batch == 0 or n < 3:  # too little to compute with: stand-ins without a finite point
+        few = [np.full((max(batch, 1), 3, k), np.nan) for k in (3, 2)]
+        found = _solve(few[0], few[1], None, Camera(1, 1, 0, 0, (1, 1)), options, seed)
+        return _cut(found, batch, n, px, obj)
+    return _solve(obj, px, cov, camera, options, seed)
+
+
+def _cut(found: Found, batch: int, n: int, obj: Array, px: Array) -> Found:
+    """The answer to a problem without enough points, in the sizes asked for."""
+    number = back_to_numpy(namespace(px).isfinite(obj).all(-1) & namespace(px).isfinite(px).all(-1)).sum(-1)
+    return Found(
+        fast_pose(found.pose.R[:, :batch], found.pose.t[:, :batch]),
+        found.covariance[:, :batch],
+        found.weight[:, :batch],
+        found.rms[:, :batch],
+        found.count[:batch],
+        np.zeros((batch, n), bool),
+        found.status[:batch],
+        np.array([_FEW.format(i, n) for i in number] + [None], dtype=object)[:batch],
+    )
+
+
+def _solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnPOptions, seed: int) -> Found:
     with np.errstate(all="ignore"):
         problem = prepare(obj, px, cov, camera, options)
         xp = namespace(px)
@@ -58,8 +84,9 @@ def solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnP
             pose, cost, information, converged, inlier = _merge(
                 xp, search, (pose, cost, information, converged, inlier), (more, inlier_s)
             )
+            mirrored = back_to_numpy(_fits_mirrored(problem, search, limit, settled, options))
             _judge(
-                problem, search, back_to_numpy(inlier_s), log_nfa, options, status, reason, different
+                problem, search, back_to_numpy(inlier_s), log_nfa, mirrored, options, status, reason, different
             )
         return _finish(problem, pose, cost, information, converged, inlier, camera, options, status, reason)
 
@@ -142,7 +169,7 @@ def _screen(problem: Problem, variances: Array) -> tuple[np.ndarray, np.ndarray,
         few = number[i] < 3
         status[i] = "too_few_points" if few else "degenerate"
         reason[i] = (
-            f"{number[i]} finite correspondences of {valid.shape[1]}; a pose needs at least four, three leave up to four poses"
+            _FEW.format(number[i], valid.shape[1])
             if few
             else f"the {different[i]} different object points lie on one line: the turn about it cannot be seen"
         )
@@ -172,21 +199,8 @@ def _search(
     )
     refined = _refine(kept, every, options, options.kernel)
     final = _take(xp, refined.pose, refined.cost)
-    chance = _chance(pin, squared_residuals(exact, final), inlier)
+    chance = chance_of_distance(pin, squared_residuals(exact, final), valid)
     return refined, inlier, log_false_alarms(chance, inlier, valid)
-
-
-def _chance(pin: Reprojection, d2: Array, inlier: Array) -> Array:
-    """(B, N) the chance of a random pixel, in the box around the inliers, to lie as close as each point does."""
-    xp = namespace(d2)
-    x = xp.where(inlier[..., None, :], pin.xy, xp.inf)
-    y = xp.where(inlier[..., None, :], pin.xy, -xp.inf)
-    low, high = (x.min(-1), y.max(-1)) if xp is np else (x.amin(-1), y.amax(-1))
-    extent = high - low
-    area = (extent[..., 0] * extent[..., 1])[..., None]
-    sigma2 = 1 / (pin.whiten[..., 0, :] * pin.whiten[..., 2, :])
-    chance = np.pi * d2 * sigma2 / area
-    return xp.where(xp.isfinite(chance), xp.clip(chance, 0.0, 1.0), 1.0)
 
 
 def _merge(xp: Any, items: np.ndarray, old: tuple[Any, ...], new: tuple[LMResult, Array]) -> tuple[Any, ...]:
@@ -212,11 +226,23 @@ def _merge(xp: Any, items: np.ndarray, old: tuple[Any, ...], new: tuple[LMResult
     return pose, cost, information, converged, inlier
 
 
+def _fits_mirrored(problem: Problem, items: np.ndarray, limit: Array, settled: Array, options: PnPOptions) -> Array:
+    """(S,) bool: all points of the items fit if the object is mirrored, and do not as they are."""
+    xp = namespace(limit)
+    pick = torch.as_tensor(items, device=limit.device) if xp is torch else items
+    pin, exact = problem.pinhole.item(pick), problem.exact.item(pick)
+    exact = Reprojection(-exact.points, exact.xy, exact.whiten, exact.camera)
+    starts, _ = two_starts(exact.points, pin.xy, pin.whiten[..., 0, :] * pin.whiten[..., 2, :])
+    found = _first_look(exact, starts, limit[pick], options)
+    return (found.cost < limit[pick]).any(0) & ~settled[pick]
+
+
 def _judge(
     problem: Problem,
     items: np.ndarray,
     inlier: np.ndarray,
     log_nfa: np.ndarray,
+    mirrored: np.ndarray,
     options: PnPOptions,
     status: np.ndarray,
     reason: np.ndarray,
@@ -229,6 +255,10 @@ def _judge(
         if different[item] == 3:
             if k < n:
                 status[item], reason[item] = "no_consensus", "no pose fits the three different points"
+            continue
+        if mirrored[i]:
+            status[item] = "no_consensus"
+            reason[item] = "no pose fits all points, but one of their mirror image does: is an axis flipped?"
             continue
         if k == n or log_nfa[i] < np.log(options.max_false_alarms):
             continue
@@ -278,6 +308,12 @@ def _finish(
         weight, covariance, converged, cost = (a[order, rows] for a in (weight, covariance, converged, cost))
         pose = fast_pose(pose.R[order, rows], pose.t[order, rows])
     count = (weight[1:] > 1e-4).sum(0)
+    lost = np.isin(status, ("too_few_points", "degenerate"))
+    if lost.any():  # no pose at all
+        i = torch.as_tensor(lost, device=cost.device) if xp is torch else lost
+        pose = fast_pose(xp.where(i[:, None, None], xp.nan, pose.R), xp.where(i[:, None], xp.nan, pose.t))
+        covariance, weight = xp.where(i[:, None, None], xp.nan, covariance), xp.where(i, 0.0, weight)
+        count, inlier = xp.where(i, 0, count), inlier & ~i[:, None]
     kept = problem.exact.select(inlier)
     if camera.focal_rel_std > 0:
         _, J = kept.linearise(pose)

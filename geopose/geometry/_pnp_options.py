@@ -28,7 +28,7 @@ class PnPOptions:
     kernel: str = "none"
     kernel_sigma: float = 2.0
     max_samples: int = 1000
-    max_false_alarms: float = 0.03
+    max_false_alarms: float = 0.015
     ambiguous_weight: float = 0.1
     max_iterations: int = 40
     tolerance: float = 1e-7

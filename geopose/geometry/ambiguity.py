@@ -30,7 +30,8 @@ def two_starts(points: Array, xy: Array, weights: Array) -> tuple[Pose, Array]:
     """
     xp = namespace(points)
     with np.errstate(all="ignore"):
-        w = (weights / weights.sum(-1)[..., None])[..., None, :]
+        total = weights.sum(-1)
+        w = (weights / xp.where(total > 0, total, 1.0)[..., None])[..., None, :]
         centre = (points * w).sum(-1)
         p = points - centre[..., None]
         pw = p * w

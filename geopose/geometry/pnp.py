@@ -91,17 +91,17 @@ def solve_pnp(
     lead, data = flatten(*arrays, camera)
     result = _unflatten(solve(*data, options, seed_of(generator)), lead)
     if not tensors:
-        return (
-            result
-            if dtype == np.float64
-            else _convert(result, lambda a: a if a.dtype == bool else a.astype(dtype))
-        )
+        return result if dtype == np.float64 else _convert(result, lambda a: _as_dtype(a, dtype))
     device = tensors[0].device
     result = _convert(result, lambda a: _as_tensor(a, torch.float64, device))
     if torch.is_grad_enabled() and any(a.requires_grad for a in tensors):
         result = _attach(result, arrays, camera, options, device)
     kind = dtype if isinstance(dtype, torch.dtype) else torch.float64
     return result if kind == torch.float64 else _convert(result, lambda a: _as_tensor(a, kind, device))
+
+
+def _as_dtype(a: Any, dtype: Any) -> Any:
+    return a if a.dtype == bool else a.astype(dtype)
 
 
 def _unflatten(found: Found, lead: tuple[int, ...]) -> PnPResult:

@@ -143,6 +143,30 @@ def optimise(problem: Reprojection, pose: Pose, gate: float, iterations: int) ->
     return hard.pose, hard.cost
 
 
+def chance_of_distance(problem: Reprojection, d2: Array, valid: Array) -> np.ndarray:
+    """(B, N) the chance of a random pixel to lie as close to its projection as each point does, in (0, 1].
+
+    Args:
+        problem: pinhole problem; d2: (B, N) squared Mahalanobis distances; valid: (B, N) bool.
+    Notes:
+        The ellipse through the point over the area where the points lie: a rectangle twice as wide and high as
+        their quartiles are apart, which is all of it for random pixels and does not follow a few far outliers.
+    """
+    xy, white, d2, valid = (_to_numpy(a) for a in (problem.xy, problem.whiten, d2, valid))
+    xy = np.sort(np.where(valid[:, None], xy, np.inf), -1)
+    last = np.maximum(valid.sum(-1) - 1, 0)[:, None, None]
+    sides = []
+    for share in (0.25, 0.75):
+        low = np.floor(share * last).astype(int)
+        part = share * last - low
+        below, above = (np.take_along_axis(xy, np.minimum(k, last), -1)[..., 0] for k in (low, low + 1))
+        sides.append(below + part[..., 0] * (above - below))
+    area = 4 * np.prod(sides[1] - sides[0], -1)[:, None]
+    with np.errstate(all="ignore"):
+        chance = np.pi * d2 / (white[..., 0, :] * white[..., 2, :]) / area
+    return np.where(np.isfinite(chance), np.clip(chance, 1e-30, 1.0), 1.0)
+
+
 def log_false_alarms(chance: Array, inlier: Array, valid: Array) -> np.ndarray:
     """(...) logarithm of the number of point subsets expected to fit random pixels as well as the inliers do.
 
@@ -153,12 +177,12 @@ def log_false_alarms(chance: Array, inlier: Array, valid: Array) -> np.ndarray:
         After Moisan and Stival, "A probabilistic criterion to detect rigid point matches", IJCV 2004. A fitted pose
         takes up three points, so k points within summed chance S have probability about S^m / m!, m = k - 3 (the
         volume of a ball in 2m dimensions, times that of all poses' pictures, taken as one). There are C(n, k)
-        subsets and n - 3 choices of k: (n - 3) C(n, k) S^m / m!, the least over k. On random pixels, where it
-        should be below e in a share e of cases, 0.5 % measured lie below 0.05. With three inliers: +inf.
+        subsets and n - 3 choices of k: (n - 3) C(n, k) S^m / m!, the least over k. It leans to the strict side:
+        on random pixels about 0.5 % lie below 0.015. With three inliers: +inf.
     """
     chance, inlier, valid = (_to_numpy(a) for a in (chance, inlier, valid))
     n = np.maximum(valid.sum(-1), 3)[..., None]
-    sums = np.cumsum(np.sort(np.where(inlier & valid, np.clip(chance, 1e-30, 1.0), np.inf), axis=-1), axis=-1)
+    sums = np.cumsum(np.sort(np.where(inlier & valid, chance, np.inf), axis=-1), axis=-1)
     k = np.minimum(np.maximum(np.arange(1, sums.shape[-1] + 1), 3), n)
     lf = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, max(sums.shape[-1], 4) + 1)))])  # log factorials
     with np.errstate(all="ignore"):

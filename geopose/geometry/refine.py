@@ -182,6 +182,7 @@ class LMResult:
     iterations: int
 
 
+@np.errstate(all="ignore")  # items that are not finite say so in their result
 def levenberg_marquardt(
     residual_fn: Callable[[Pose], Array] | None,
     jacobian_fn: Callable[[Pose], tuple[Array, Array]],
