@@ -4,8 +4,8 @@
     python benchmarks/accuracy.py --model part.geopose --cad part.stl --unit mm
     python benchmarks/accuracy.py --hidden              # other things stand before it as well
 
-The object is anywhere in the picture, 40 to 400 pixels large, under random light before random backgrounds, seen from the view
-space that the model was trained for; `--seed` is none that training, calibration or judgement used.
+The object is anywhere in the picture, 40 to 400 pixels large, under random light before random backgrounds, seen
+from the view space that the model was trained for; `--seed` is none that training, calibration or judgement used.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ def main() -> None:
     rows = judge_scenes(estimator, loader, args.count, float("inf"))
     figures = summary(rows)
     times = spread([1e3 * r["seconds"] for r in rows])
-    print(
-        f"{model.name}: {len(rows)} renders of 640x480, seed {args.seed}, {'with' if args.hidden else 'without'} occluders"
-    )
+    hidden = "with" if args.hidden else "without"
+    print(f"{model.name}: {len(rows)} renders of 640x480, seed {args.seed}, {hidden} occluders")
     print(f"view: elevation {view.elevation_deg}, azimuth {view.azimuth_deg}, roll {view.roll_deg} degrees")
     print(f"found          {100 * figures['found']:.1f} %")
     print(f"ADD-0.1d       {100 * figures['add_01d']:.1f} %")

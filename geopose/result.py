@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from geopose import checkpoint
 from geopose.cad.model import CadModel
 from geopose.geometry.camera import Camera
+from geopose.geometry.pnp import Alternative
 from geopose.geometry.pose import Pose
 from geopose.image import load_image
 
@@ -26,7 +27,8 @@ class PoseEstimate:
     status: "ok" or why not (see `solve_pnp`; "not_found" when the object was not located); reasons: in words;
     confidence: in [0, 1], the probability that the pose is right; keypoints: dict of points_px (K, 2), cov_px
     (K, 2, 2), inliers (K,), points_obj (K, 3), or empty; box: (4,) x0, y0, x1, y1 image pixels of the whole
-    object; alternatives: (Pose, weight) pairs; timings: seconds per stage; camera: the camera used.
+    object; alternatives: other poses that the keypoints allow, with their
+    posterior weights; timings: seconds per stage; camera: the camera used.
     """
 
     pose: Pose | None
@@ -36,7 +38,7 @@ class PoseEstimate:
     confidence: float
     keypoints: dict[str, NDArray[Any]]
     box: Array | None
-    alternatives: tuple[tuple[Pose, float], ...]
+    alternatives: tuple[Alternative, ...]
     timings: dict[str, float]
     camera: Camera
     model: CadModel
@@ -65,7 +67,7 @@ class PoseEstimate:
             "covariance_rho_m_phi_rad": self.covariance,
             "box_px": self.box,
             "keypoints": self.keypoints,
-            "alternatives": [{"matrix_m": np.asarray(p.matrix), "weight": w} for p, w in self.alternatives],
+            "alternatives": [{"matrix_m": np.asarray(a.pose.matrix), "weight": a.weight} for a in self.alternatives],
             "camera": {
                 "fx": camera.fx, "fy": camera.fy, "cx": camera.cx, "cy": camera.cy, "size_wh": camera.size_wh,
                 "distortion": camera.distortion, "focal_rel_std": camera.focal_rel_std,

@@ -20,7 +20,7 @@ from geopose.nets.locator import decode
 from geopose.nets.losses import LossOptions, posterior_covariance
 
 Array = NDArray[np.float64]
-Picture = NDArray[np.uint8]
+Picture = NDArray[Any]  # uint8
 
 LOCATOR_SIDE = 320  # the longer side of the picture that the locator sees first
 FOUND = 0.25  # least score of a candidate
@@ -121,7 +121,7 @@ def read_crops(
     return readings
 
 
-def cut_square(picture: NDArray[np.uint8], box: Array, size: int) -> NDArray[np.uint8]:
+def cut_square(picture: Picture, box: Array, size: int) -> Picture:
     """(size, size, 3) crop of the square `box`, padded where it leaves the picture, smoothed where it
     shrinks."""
     scale = size / float(box[2] - box[0])

@@ -137,10 +137,10 @@ def rasterize(vertices_cam: Array, faces: NDArray[np.integer], camera: Camera, n
     depth = np.full((height, width), far, np.float32)
     index = np.arange(len(flat), dtype=np.int32).reshape(-1, 3)
     eye = np.eye(4, dtype=np.float32)
-    buffer, _ = cv2.triangleRasterize(
+    drawn, _ = cv2.triangleRasterize(
         folded, index, numbers, buffer, depth, eye, 0.5 * np.pi, 0.5 * near, far, _settings()
     )
-    number = buffer[..., 0].ravel()
+    number = np.asarray(drawn)[..., 0].ravel()
     pixel = np.flatnonzero(number >= 0)
     face = number[pixel].astype(np.int64)
     return _fragments(pixel, face, corners, camera)

@@ -63,7 +63,7 @@ def sensor(generator: np.random.Generator, image: F32) -> NDArray[np.uint8]:
         noise = generator.standard_normal((height, width, 3), dtype=np.float32)
     if generator.random() < 0.5:
         noise *= np.sqrt(np.clip(image, 0.02, 1)) * np.float32(1.5)
-    noise *= np.float32(sigma)
+    noise = noise * np.float32(sigma)
     noise += image
     out = np.clip(noise * np.float32(255) + np.float32(0.5), 0, 255).astype(np.uint8)
     if generator.random() < 0.35:

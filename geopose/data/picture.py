@@ -89,12 +89,10 @@ class PictureMaker:
         self.half = np.maximum(0.5 * self.model.extents, 1e-3 * model.diameter)
         self.diameter = model.diameter
         # Object coordinates, normals and colours side by side are interpolated in one go.
-        parts = [
-            self.vertices,
-            self.model.normals,
-            self.model.colors if self.model.colors is not None else [],
-        ]
-        self.attributes = np.concatenate([np.asarray(p, np.float32) for p in parts if len(p)], axis=1)
+        parts = [self.vertices, self.model.normals]
+        if self.model.colors is not None:
+            parts.append(self.model.colors)
+        self.attributes = np.concatenate([np.asarray(p, np.float32) for p in parts], axis=1)
         self.background: Callable[..., NDArray[np.uint8]] = (
             clutter.BackgroundFolder(options.backgrounds) if options.backgrounds else clutter.background
         )
@@ -126,16 +124,16 @@ class PictureMaker:
             shadow = ground_shadow(generator, covered.reshape(height, width)).reshape(-1)
             light *= np.where(covered > 0, 1, shadow)[:, None]
         image = encode(light).reshape(height, width, 3)
-        visible = visible.reshape(height, width)
+        seen_mask = visible.reshape(height, width)
         if generator.random() < self.options.occluders and pose is not None:
-            self._add_shapes(generator, image, visible, full)
+            self._add_shapes(generator, image, seen_mask, full)
         fine = min(width, height) / 128
         image = augment.defocus(generator, image, min(fine, 1.6))
         image = augment.tone(generator, image)
         depth[~np.isfinite(depth)] = 0
         shape = (height, width)
         return Picture(
-            augment.sensor(generator, image), visible, full, xyz.reshape(*shape, 3), depth.reshape(shape)
+            augment.sensor(generator, image), seen_mask, full, xyz.reshape(*shape, 3), depth.reshape(shape)
         )
 
     def _add_object(

@@ -50,7 +50,7 @@ class SyntheticDataset(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, NDArray]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         generator = np.random.default_rng([self.seed, KINDS.index(self.kind), index])
         return getattr(self, "_" + self.kind)(generator)
 
@@ -69,7 +69,7 @@ class SyntheticDataset(Dataset):
         centre, size = box_centre_size(np.concatenate([plane.min(0), plane.max(0)]))
         return pose, centre, size
 
-    def _crop(self, generator: np.random.Generator) -> dict[str, NDArray]:
+    def _crop(self, generator: np.random.Generator) -> dict[str, Any]:
         """image (3, S, S) uint8; keypoints_px (Sym, K, 2) crop pixels; inside (Sym, K) bool; mask (S/4, S/4)
         visible share of the cell; xyz (3, S/4, S/4) in [-1, 1] of the bounding box; visib_fract (); R (3, 3),
         t (3,), K (3, 3) of the crop; present ()."""
@@ -79,7 +79,8 @@ class SyntheticDataset(Dataset):
             scale = options.crop_scale * np.exp(generator.normal(0, options.crop_jitter))
             middle = centre + generator.normal(0, options.crop_shift, 2) * size
             focal = side / (scale * size)
-            camera = Camera(focal, focal, *(0.5 * (side - 1) - focal * middle), size_wh=(side, side))
+            cx, cy = 0.5 * (side - 1) - focal * middle
+            camera = Camera(focal, focal, cx, cy, (side, side))
             picture = self.maker.make(generator, camera, pose, pose)
             image, visible = picture.image, picture.visible
             if generator.random() < options.truncated:
@@ -116,7 +117,7 @@ class SyntheticDataset(Dataset):
         moved = self.keypoints @ moves[:, :3, :3].mT + moves[:, None, :3, 3]
         return np.asarray(camera.project(pose.apply(moved)))
 
-    def _window(self, generator: np.random.Generator) -> dict[str, NDArray]:
+    def _window(self, generator: np.random.Generator) -> dict[str, Any]:
         """image (3, S, S) uint8; centre_px (2,), size_px () of the box; visib_fract (); present ()."""
         options, side = self.options, self.options.window_size
         pose, centre, size = self._pose(generator)
@@ -125,7 +126,8 @@ class SyntheticDataset(Dataset):
         # The centre may lie outside by a third of the object.
         margin = min(0.3 * size_px, 0.3 * side)
         centre_px = generator.uniform(-margin, side - 1 + margin, 2)
-        camera = Camera(focal, focal, *(centre_px - focal * centre), size_wh=(side, side))
+        cx, cy = centre_px - focal * centre
+        camera = Camera(focal, focal, cx, cy, (side, side))
         present = generator.random() >= options.empty
         picture = self.maker.make(generator, camera, pose if present else None, pose)
         seen = float(picture.visible.sum())
@@ -142,7 +144,7 @@ class SyntheticDataset(Dataset):
             "present": np.bool_(present and seen > 12),
         }
 
-    def _scene(self, generator: np.random.Generator) -> dict[str, NDArray]:
+    def _scene(self, generator: np.random.Generator) -> dict[str, Any]:
         """image (3, H, W) uint8; R, t, K float64; box (4,); visib_fract (); depth (H, W); mask, mask_visib
         (H, W) bool; present ()."""
         options = self.options
@@ -213,9 +215,8 @@ def _cut_off(
     side = len(image)
     for _ in range(int(generator.integers(1, 3))):
         width = int(side * generator.uniform(0.05, 0.5))
-        part = [np.s_[:width], np.s_[side - width :], np.s_[:, :width], np.s_[:, side - width :]][
-            generator.integers(4)
-        ]
+        parts: list[Any] = [np.s_[:width], np.s_[side - width :], np.s_[:, :width], np.s_[:, side - width :]]
+        part = parts[int(generator.integers(4))]
         image[part] = round(255 * PADDING)
         visible[part] = 0
     return image, visible
