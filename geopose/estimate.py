@@ -173,14 +173,15 @@ class PoseEstimator:
         candidates: list[Candidate],
         max_instances: int,
     ) -> list[PoseEstimate]:
-        """Crop once more, around the poses found; keep what became more confident. Best first."""
+        """Crop once more, around the pose found, or the keypoints; keep what became more confident. Best first."""
         order = sorted(range(len(found)), key=lambda i: (found[i].status != "ok", -found[i].confidence))
         order = order[: max_instances if max_instances > 1 else 1]
         again = []
         for i in order:
             box = found[i].box
-            if box is None or not np.isfinite(box).all():
-                continue
+            if found[i].status != "ok" or box is None or not np.isfinite(box).all():
+                points = found[i].keypoints["points_px"]
+                box = np.concatenate([points.min(0), points.max(0)])
             centre, size = box_centre_size(box)
             if 0.3 < size / candidates[i].size < 3 and np.linalg.norm(centre - candidates[i].centre) < size:
                 again.append((i, Candidate(centre, size, candidates[i].score)))

@@ -211,8 +211,12 @@ def perfect_maps() -> torch.Tensor:
     """What a locator should say to `window_targets` of 64x64 pictures: cells (2, 4) and, clipped, (0, 7)."""
     out = torch.zeros(3, 5, 8, 8)
     out[:, 0] = -20.0
-    out[0, :, 4, 2] = torch.tensor([20.0, math.log2(40 / 32), 20 - 19.5, 33 - 35.5, 20.0])
-    out[1, :, 7, 0] = torch.tensor([20.0, math.log2(100 / 32), -50 - 3.5, 90 - 59.5, math.log(0.3 / 0.7)])
+    truths = ((0, (2, 4), 40.0, (20.0, 33.0), 20.0), (1, (0, 7), 100.0, (-50.0, 90.0), math.log(0.3 / 0.7)))
+    for i, (column, row), size, (x, y), visible in truths:
+        out[i, 0, row, column] = 20.0
+        out[i, 1], out[i, 4] = math.log2(size / 32), visible
+        cells = torch.arange(8) * 8 + 3.5  # size, offset and visibility are asked for around the centre too
+        out[i, 2], out[i, 3] = x - cells, (y - cells)[:, None]
     return out
 
 

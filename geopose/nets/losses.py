@@ -220,14 +220,17 @@ def locator_loss(out: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, di
     drawn = torch.exp(-0.5 * (rows**2 + columns**2) / sigma**2) * present[:, None, None]
     focal = _focal(out[:, 0], drawn) / present.sum().clamp_min(1)
 
-    index = (cell[:, 1] * width + cell[:, 0]).long()
-    at = out.flatten(2)[torch.arange(len(out), device=out.device), :, index]  # (B, 5)
-    weight = present.float()
-    log_size = _mean((at[:, 1] - torch.log2(size / SIZE_UNIT_PX)).abs(), weight)
-    wanted = centre - ((cell + 0.5) * LOCATOR_STRIDE - 0.5)
-    offset = _mean((at[:, 2:4] - wanted).abs().sum(-1) / LOCATOR_STRIDE, weight)
+    # A peak may come out beside its cell: all cells near the centre learn what to say, the nearest the most.
+    weight = drawn * (drawn > 0.25)
+    log_size = _mean((out[:, 1] - torch.log2(size / SIZE_UNIT_PX)[:, None, None]).abs(), weight)
+    x = (torch.arange(width, device=out.device) + 0.5) * LOCATOR_STRIDE - 0.5
+    y = (torch.arange(height, device=out.device) + 0.5) * LOCATOR_STRIDE - 0.5
+    off_x = (out[:, 2] - (centre[:, 0, None, None] - x)).abs()
+    off_y = (out[:, 3] - (centre[:, 1, None, None] - y[:, None])).abs()
+    offset = _mean((off_x + off_y) / LOCATOR_STRIDE, weight)
     fraction = torch.where(present, targets["visib_fract"].float(), 0.0).clamp(0.0, 1.0)
-    visible = _mean(F.binary_cross_entropy_with_logits(at[:, 4], fraction, reduction="none"), weight)
+    wanted = fraction[:, None, None].expand_as(weight)
+    visible = _mean(F.binary_cross_entropy_with_logits(out[:, 4], wanted, reduction="none"), weight)
     total = focal + log_size + 0.5 * offset + 0.1 * visible
     parts = {"centre": focal, "size": log_size, "offset": offset, "visible": visible, "total": total}
     return total, {name: part.detach() for name, part in parts.items()}
