@@ -26,7 +26,6 @@ from geopose.data import augment, clutter
 from geopose.data.sample import ViewSpace
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
-from geopose.geometry.rotation import exp_so3
 
 F32 = NDArray[Any]  # float32
 
@@ -185,7 +184,7 @@ class PictureMaker:
             v, f, c = clutter.distractor(generator)
             size = self.diameter * np.exp(generator.uniform(np.log(0.3), np.log(1.6)))
             offset = generator.normal(0, 1, 3) * np.array([0.75, 0.75, 0.6]) * self.diameter
-            turn = np.asarray(exp_so3(generator.normal(0, 2, 3)))
+            turn = cv2.Rodrigues(generator.normal(0, 2, 3))[0]
             vertices.append(v * size @ turn.T + target + offset)
             faces.append(f + start)
             colors.append(c)

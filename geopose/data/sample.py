@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
-from geopose.geometry.rotation import exp_so3
 
 Array = NDArray[np.float64]
 
@@ -89,7 +89,7 @@ def turned_to(ray: Array) -> Array:
     axis = np.array([-ray[1], ray[0], 0.0])  # z cross ray
     sine = np.hypot(axis[0], axis[1])
     angle = np.arctan2(sine, ray[2])
-    return np.asarray(exp_so3(axis / sine * angle)) if sine > 1e-12 else np.eye(3)
+    return cv2.Rodrigues(axis / sine * angle)[0] if sine > 1e-12 else np.eye(3)
 
 
 def sample_pose(
