@@ -21,6 +21,7 @@ from geopose.geometry.pose import Pose
 
 KERNELS = ("none", "truncated", "huber", "cauchy", "geman_mcclure")
 # damping: start, factor after success, factor after failure, bounds
+_DIFFERENCE = 1e-5  # radians, and share of the distance
 _START, _DOWN, _UP, _LOW, _HIGH = 1e-4, 0.1, 10.0, 1e-9, 1e6
 
 
@@ -302,39 +303,43 @@ def implicit_pose(
         kernel, scale: see `robust`.
     Notes:
         Implicit function theorem: at the minimum the gradient g(xi, theta) is zero, so d xi = -H^-1 (dg/dtheta)
-        d theta with the full Hessian H. One Newton step whose value is cut off has that derivative, at the memory
-        of one evaluation. Items whose pose is not finite, or whose Hessian is singular, get no gradient.
+        d theta with the full Hessian H, here central differences of g. One Newton step whose value is cut off has
+        that derivative, at the memory of one evaluation. Items whose pose is not finite, or whose Hessian is singular, get no gradient.
     """
-    with torch.enable_grad():
-        use = counts & torch.isfinite(pose.t.detach()).all(-1)[..., None]
-        centre = torch.where(torch.isfinite(pose.t), pose.t, torch.zeros_like(pose.t)).detach()
-        eye3 = torch.eye(3, dtype=pose.R.dtype, device=pose.R.device)
-        base = fast_pose(torch.where(torch.isfinite(pose.R), pose.R, eye3).detach(), centre)
-        xi = torch.zeros(
-            (*base.t.shape[:-1], 6), dtype=base.t.dtype, device=base.t.device, requires_grad=True
-        )
-        moved = small_step(base, xi)
-        obj = torch.where(use[..., None], points_obj, torch.zeros_like(points_obj))
-        cam = obj @ moved.R.mT + moved.t[..., None, :]
-        cam = torch.where(use[..., None], cam, torch.ones_like(cam))
-        px = torch.where(use[..., None], points_px, torch.zeros_like(points_px))
-        e = torch.where(use[..., None], camera.project(cam) - px, torch.zeros_like(px))
-        cov = torch.where(use[..., None, None], cov_px, eye3[:2, :2])
-        a, b, d = cov[..., 0, 0], (cov[..., 0, 1] + cov[..., 1, 0]) / 2, cov[..., 1, 1]
+    use = counts & torch.isfinite(pose.t).all(-1)[..., None]
+    eye3 = torch.eye(3, dtype=pose.R.dtype, device=pose.R.device)
+    base = fast_pose(
+        torch.where(torch.isfinite(pose.R), pose.R, eye3).detach(), torch.nan_to_num(pose.t).detach()
+    )
+    obj = torch.where(use[..., None], points_obj, torch.zeros_like(points_obj))
+    px = torch.where(use[..., None], points_px, torch.zeros_like(points_px))
+    cov = torch.where(use[..., None, None], cov_px, eye3[:2, :2])
+
+    def gradient(at: Pose) -> Array:
+        cam = torch.where(use[..., None], obj @ at.R.mT + at.t[..., None, :], torch.ones_like(obj))
+        seen, d = camera.project_jacobian(cam)
+        e = torch.where(use[..., None], seen - px, torch.zeros_like(seen))
+        a, b, c = cov[..., 0, 0], (cov[..., 0, 1] + cov[..., 1, 0]) / 2, cov[..., 1, 1]
         x, y = e[..., 0], e[..., 1]
-        squared = (d * x * x - 2 * b * x * y + a * y * y) / (a * d - b * b)
-        value = torch.where(use, robust(squared, kernel, scale)[0], torch.zeros_like(squared)).sum()
-        (g,) = torch.autograd.grad(value, xi, create_graph=True)
-        rows = [torch.autograd.grad(g[..., k].sum(), xi, retain_graph=True)[0] for k in range(6)]
-        H = torch.stack(rows, -2).detach()
+        pull = torch.stack([c * x - b * y, a * y - b * x], -1) / (a * c - b * b)[..., None]  # cov^-1 e
+        pull = pull * (robust((pull * e).sum(-1), kernel, scale)[1] * use)[..., None]
+        force = (pull[..., None, :] @ d)[..., 0, :]  # on each point, camera frame; and its moment
+        return torch.cat([force.sum(-2), torch.linalg.cross(cam, force).sum(-2)], -1)
+
+    with torch.no_grad():
+        size = torch.cat([base.t.norm(dim=-1, keepdim=True)] * 3 + [torch.ones_like(base.t)], -1)
+        h = _DIFFERENCE * torch.where(size > 0, size, torch.ones_like(size))
+        nudge = torch.eye(6, dtype=h.dtype, device=h.device).reshape(6, *(1,) * (h.ndim - 1), 6) * h
+        ahead, behind = gradient(small_step(base, nudge)), gradient(small_step(base, -nudge))
+        H = torch.movedim((ahead - behind) / 2, 0, -1) / h[..., None, :]
+        H = (H + H.mT) / 2
         diagonal = H.diagonal(dim1=-2, dim2=-1)
         root = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
         scaled = H / root[..., None] / root[..., None, :]
-        fine = torch.isfinite(scaled).all(-1).all(-1) & (torch.linalg.det(scaled).abs() > 1e-24)
-        eye = torch.eye(6, dtype=H.dtype, device=H.device)
-        inverse = torch.linalg.inv(torch.where(fine[..., None, None], scaled, eye))
-        step = -(inverse @ (g / root)[..., None])[..., 0] / root
-        step = torch.where(fine[..., None], step, torch.zeros_like(step))
-        step = step - step.detach()
-        moved = small_step(fast_pose(pose.R.detach(), pose.t.detach()), step)
-        return moved
+        fine = torch.isfinite(scaled).all(-1).all(-1) & (
+            torch.linalg.det(torch.nan_to_num(scaled)).abs() > 1e-24
+        )
+        inverse = torch.linalg.inv(torch.where(fine[..., None, None], scaled, torch.eye(6).to(H)))
+    step = -(inverse @ (gradient(base) / root)[..., None])[..., 0] / root
+    step = torch.where(fine[..., None], step, torch.zeros_like(step))
+    return small_step(fast_pose(pose.R.detach(), pose.t.detach()), step - step.detach())
