@@ -191,8 +191,9 @@ class Learner:
             prefix = f"optimiser/{number}/"
             for key in [k for k in mine if k.startswith(prefix)]:
                 name = key[len(prefix) :]
-                # torch keeps the step counter on the CPU in float32, the moments like the parameter
-                value = mine[key] if name == "step" else torch.empty_like(parameter).copy_(mine[key])
+                # the fused optimiser keeps its step counter in float32 where the parameter is, the moments like it
+                value = mine[key].to(parameter.device)
+                value = value if name == "step" else torch.empty_like(parameter).copy_(value)
                 self.optimiser.state[parameter][name] = value
 
     def finish(self) -> None:

@@ -286,6 +286,7 @@ class _Run:
         workers = default_workers() if o.workers is None else o.workers
         dataset = self.dataset(kind)
         dataset[0]  # the bank of backgrounds is made here, once, for the processes forked from this one
+        self._recent.clear()
         loader = endless_loader(
             dataset, o.batch_size, workers, learner.samples, self.rank, self.world, self.device.type == "cuda"
         )
