@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ from geopose import checkpoint
 from geopose.cad.keypoints import choose_keypoints
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.symmetry import Symmetries, find_symmetries
-from geopose.data.picture import SyntheticOptions
-from geopose.data.sample import ViewSpace
 from geopose.data.synthetic import SyntheticDataset
 from geopose.distributed import broadcast_bytes, broadcast_number, pick_device, process_group
 from geopose.fit import Clock, Learner, cores_shared_with, default_workers, endless_loader, learn
 from geopose.nets.backbone import keep_freed_memory
 from geopose.nets.losses import keypoint_loss, locator_loss
+from geopose.train_options import TrainOptions
 from geopose.train_report import Progress, finish_model, machine, plot_history, say
 from geopose.train_state import (
     check_same_run,
@@ -44,104 +43,6 @@ SAVE_EVERY_S = 40.0
 _FINAL_SHARE, _FINAL_MOST_S = 0.04, 180.0
 _MESH_FACES = 5000
 _ANY_TIME = ("workers", "device", "restart", "quiet")  # options that may change between two sittings
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How to train.
-
-    Attributes:
-        minutes: wall time of the whole training, its final judgement included.
-        unit: of the CAD file ("m", "cm", "mm", "in") where the file does not say.
-        elevation_deg: camera above the object's horizontal plane, degrees, low and high within -90 and 90.
-        azimuth_deg: heading of the camera about the object's up axis, degrees.
-        roll_deg: turn of the picture, degrees. A smaller view space is learned faster and better.
-        up: the object's axis that points up, "+z", "-y", ...
-        backgrounds: folder of photographs to put behind the object; None takes the built-in ones.
-        network: "unet" or "hourglass".
-        pretrained: start from ImageNet features; None: if their package is installed.
-        dense: also learn mask and object coordinates (unet).
-        frozen_stride: encoder layers up to this stride (0, 2, 4, 8) stay as they are; None: 4 if pretrained, else 0.
-        frozen_5x5: so do the encoder's 5x5 filters, whose gradients cost a quarter of a step; None: if pretrained.
-        num_keypoints: how many points of the object are detected.
-        crop_size: side of the keypoint network's input, pixels, a multiple of 32.
-        crop_scale: side of the crop over the object's size.
-        window_size: side of the locator's training windows, pixels, a multiple of 32.
-        locator_share: share of the time that goes to the locator.
-        batch_size: pictures per step and process.
-        learning_rate: at its peak, of AdamW.
-        seed: of everything random.
-        workers: processes that make pictures; None: one for two cores; 0: none, for debugging.
-        device: "cpu", "cuda", ...; None: a GPU when there is one.
-        restart: forget an interrupted training of the same file instead of going on with it.
-        quiet: write nothing to stderr.
-    """
-
-    minutes: float = 30.0
-    unit: str | None = None
-    elevation_deg: tuple[float, float] = (-90.0, 90.0)
-    azimuth_deg: tuple[float, float] = (-180.0, 180.0)
-    roll_deg: tuple[float, float] = (-180.0, 180.0)
-    up: str = "+z"
-    backgrounds: str | None = None
-    network: str = "unet"
-    pretrained: bool | None = None
-    dense: bool = True
-    frozen_stride: int | None = None
-    frozen_5x5: bool | None = None
-    num_keypoints: int = 16
-    crop_size: int = 128
-    crop_scale: float = 1.5
-    window_size: int = 160
-    locator_share: float = 0.2
-    batch_size: int = 8
-    learning_rate: float = 2.5e-3
-    seed: int = 0
-    workers: int | None = None
-    device: str | None = None
-    restart: bool = False
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        checks = {
-            "minutes": (0 < self.minutes < 1e5, "a positive number of minutes"),
-            "network": (self.network in ("unet", "hourglass"), "'unet' or 'hourglass'"),
-            "frozen_stride": (self.frozen_stride in (None, 0, 2, 4, 8), "None, 0, 2, 4 or 8"),
-            "num_keypoints": (4 <= self.num_keypoints <= 256, "4 to 256"),
-            "crop_size": (self.crop_size >= 32 and self.crop_size % 32 == 0, "a positive multiple of 32"),
-            "window_size": (
-                self.window_size >= 32 and self.window_size % 32 == 0,
-                "a positive multiple of 32",
-            ),
-            "crop_scale": (1 <= self.crop_scale <= 4, "1 to 4 object sizes"),
-            "locator_share": (0 < self.locator_share < 1, "a share between 0 and 1"),
-            "batch_size": (self.batch_size >= 2, "at least 2"),
-            "learning_rate": (0 < self.learning_rate < 1, "a number between 0 and 1"),
-            "seed": (self.seed >= 0, "a number >= 0"),
-            "workers": (self.workers is None or self.workers >= 0, "None or a number >= 0"),
-            "backgrounds": (
-                self.backgrounds is None or Path(self.backgrounds).is_dir(),
-                "an existing folder",
-            ),
-        }
-        for name, (good, expected) in checks.items():
-            if not good:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
-        self.view()
-
-    def view(self) -> ViewSpace:
-        """The view space (which checks its own limits)."""
-        return ViewSpace(tuple(self.elevation_deg), tuple(self.azimuth_deg), tuple(self.roll_deg), self.up)  # type: ignore[arg-type]
-
-    def pictures(self) -> SyntheticOptions:
-        """What pictures these options ask for."""
-        return SyntheticOptions(
-            view=self.view(),
-            crop_size=self.crop_size,
-            crop_scale=self.crop_scale,
-            window_size=self.window_size,
-            backgrounds=self.backgrounds,
-        )
 
 
 def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Path:
@@ -165,8 +66,6 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
         options = replace(options, pretrained=found and options.network == "unet")
     if options.frozen_stride is None:
         options = replace(options, frozen_stride=4 if options.pretrained else 0)
-    if options.frozen_5x5 is None:
-        options = replace(options, frozen_5x5=bool(options.pretrained))
     out = Path(out)
     if out.is_dir():
         raise ValueError(
@@ -208,7 +107,12 @@ class _Run:
         self.identity = {k: v for k, v in asdict(options).items() if k not in _ANY_TIME}
         self.identity["content_hash"] = model.content_hash
         stored = self._stored()
-        if stored is None:
+        first: dict[str, Any] = {}
+        if stored is None and options.start is not None:
+            first, start_meta = self._first(options.start)
+            self.symmetries = Symmetries.from_json(start_meta["symmetries"])
+            self.keypoints = np.asarray(start_meta["keypoints"], float)
+        elif stored is None:
             self.symmetries = find_symmetries(model)
             self.keypoints = np.asarray(choose_keypoints(model, options.num_keypoints, self.symmetries))
         else:
@@ -216,7 +120,7 @@ class _Run:
             self.keypoints = np.asarray(stored[0]["keypoints"], float)
             self.clock = Clock(float(stored[0]["elapsed_s"]) + clock.elapsed())
         torch.manual_seed(options.seed)
-        self.learners = [self._learner(role) for role in ("locator", "keypoints")]
+        self.learners = [self._learner(role, first.get(role)) for role in ("locator", "keypoints")]
         if stored is not None:
             for learner in self.learners:
                 learner.restore(stored[0]["learners"][learner.role], stored[1])
@@ -243,7 +147,21 @@ class _Run:
         check_same_run(self.state_file, meta["identity"], self.identity)
         return meta, tensors
 
-    def _learner(self, role: str) -> Learner:
+    def _first(self, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Weights by role and metadata of the checkpoint to start from."""
+        weights, meta = checkpoint.load_model(path)
+        if meta["content_hash"] != self.model.content_hash:
+            raise ValueError(
+                f"start: {path} was trained on {meta['name']!r}, another mesh than {self.model.name!r}"
+            )
+        for name in ("network", "num_keypoints", "dense", "crop_scale"):
+            if meta["options"][name] != getattr(self.options, name):
+                raise ValueError(
+                    f"start: {path} has {name}={meta['options'][name]!r}, expected {getattr(self.options, name)!r}"
+                )
+        return weights, meta
+
+    def _learner(self, role: str, weights: dict[str, Any] | None) -> Learner:
         o = self.options
         net_options: dict[str, Any] = {}
         if role == "locator" or o.network == "unet":
@@ -255,7 +173,9 @@ class _Run:
         if role == "keypoints":
             net_options |= {"kind": o.network, "num_keypoints": o.num_keypoints}
             net_options |= {"dense": o.dense} if o.network == "unet" else {}
-        net = checkpoint.build_net(role, net_options, weights=True)
+        net = checkpoint.build_net(role, net_options, weights=weights is None)
+        if weights is not None:
+            net.load_state_dict(weights, strict=True)
         return Learner(role, net.to(self.device, memory_format=torch.channels_last), o.learning_rate)  # type: ignore[call-overload]
 
     def dataset(self, kind: str, seed_offset: int = 0) -> Dataset[Any]:
@@ -343,6 +263,7 @@ class _Run:
         """What the checkpoint says beside the weights."""
         light = self.model.baked().simplified(_MESH_FACES)
         options = {k: v for k, v in asdict(self.options).items() if k not in ("restart", "quiet", "device")}
+        options["start"] = self.options.start and Path(self.options.start).name
         return {
             "name": self.model.name,
             "unit": self.model.unit,

@@ -46,8 +46,8 @@ class SyntheticOptions:
     view: ViewSpace = field(default_factory=ViewSpace)
     crop_size: int = 128
     crop_scale: float = 1.5
-    crop_jitter: float = 0.15
-    crop_shift: float = 0.1
+    crop_jitter: float = 0.12
+    crop_shift: float = 0.08
     window_size: int = 160
     window_range: tuple[float, float] = (14.0, 260.0)
     scene_wh: tuple[int, int] = (640, 480)

@@ -37,7 +37,7 @@ class LossOptions:
     nll: float = 0.02
     outside: float = 0.1
     mask: float = 0.5
-    xyz: float = 0.3
+    xyz: float = 1.0
 
     def __post_init__(self) -> None:
         if self.loss not in ("ce", "mse"):

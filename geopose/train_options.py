@@ -1,0 +1,109 @@
+"""How to train: every setting with its unit and its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from geopose.data.picture import SyntheticOptions
+from geopose.data.sample import ViewSpace
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Attributes:
+        minutes: wall time of the whole training, its final judgement included.
+        unit: of the CAD file ("m", "cm", "mm", "in") where the file does not say.
+        elevation_deg: camera above the object's horizontal plane, degrees, low and high within -90 and 90.
+        azimuth_deg: heading of the camera about the object's up axis, degrees.
+        roll_deg: turn of the picture, degrees. A smaller view space is learned faster and better.
+        up: the object's axis that points up, "+z", "-y", ...
+        backgrounds: folder of photographs to put behind the object; None takes the built-in ones.
+        network: "unet" or "hourglass".
+        pretrained: start from ImageNet features; None: if their package is installed.
+        dense: also learn mask and object coordinates (unet).
+        frozen_stride: encoder layers up to this stride (0, 2, 4, 8) stay as they are; None: 4 if pretrained, else 0.
+        frozen_5x5: so do the encoder's 5x5 filters, whose gradients cost a quarter of a step.
+        num_keypoints: how many points of the object are detected.
+        crop_size: side of the keypoint network's input, pixels, a multiple of 32.
+        crop_scale: side of the crop over the object's size.
+        window_size: side of the locator's training windows, pixels, a multiple of 32.
+        locator_share: share of the time that goes to the locator.
+        batch_size: pictures per step and process.
+        learning_rate: at its peak, of AdamW.
+        start: checkpoint of the same mesh and network whose weights and keypoints to start from: trains it further.
+        seed: of everything random; a further training wants another.
+        workers: processes that make pictures; None: one for two cores; 0: none, for debugging.
+        device: "cpu", "cuda", ...; None: a GPU when there is one.
+        restart: forget an interrupted training of the same file instead of going on with it.
+        quiet: write nothing to stderr.
+    """
+
+    minutes: float = 30.0
+    unit: str | None = None
+    elevation_deg: tuple[float, float] = (-90.0, 90.0)
+    azimuth_deg: tuple[float, float] = (-180.0, 180.0)
+    roll_deg: tuple[float, float] = (-180.0, 180.0)
+    up: str = "+z"
+    backgrounds: str | None = None
+    network: str = "unet"
+    pretrained: bool | None = None
+    dense: bool = True
+    frozen_stride: int | None = None
+    frozen_5x5: bool = False
+    num_keypoints: int = 16
+    crop_size: int = 128
+    crop_scale: float = 1.5
+    window_size: int = 160
+    locator_share: float = 0.2
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    start: str | None = None
+    seed: int = 0
+    workers: int | None = None
+    device: str | None = None
+    restart: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        checks = {
+            "minutes": (0 < self.minutes < 1e5, "a positive number of minutes"),
+            "network": (self.network in ("unet", "hourglass"), "'unet' or 'hourglass'"),
+            "frozen_stride": (self.frozen_stride in (None, 0, 2, 4, 8), "None, 0, 2, 4 or 8"),
+            "num_keypoints": (4 <= self.num_keypoints <= 256, "4 to 256"),
+            "crop_size": (self.crop_size >= 32 and self.crop_size % 32 == 0, "a positive multiple of 32"),
+            "window_size": (
+                self.window_size >= 32 and self.window_size % 32 == 0,
+                "a positive multiple of 32",
+            ),
+            "crop_scale": (1 <= self.crop_scale <= 4, "1 to 4 object sizes"),
+            "locator_share": (0 < self.locator_share < 1, "a share between 0 and 1"),
+            "batch_size": (self.batch_size >= 2, "at least 2"),
+            "learning_rate": (0 < self.learning_rate < 1, "a number between 0 and 1"),
+            "seed": (self.seed >= 0, "a number >= 0"),
+            "workers": (self.workers is None or self.workers >= 0, "None or a number >= 0"),
+            "backgrounds": (
+                self.backgrounds is None or Path(self.backgrounds).is_dir(),
+                "an existing folder",
+            ),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
+        self.view()
+
+    def view(self) -> ViewSpace:
+        """The view space (which checks its own limits)."""
+        return ViewSpace(tuple(self.elevation_deg), tuple(self.azimuth_deg), tuple(self.roll_deg), self.up)  # type: ignore[arg-type]
+
+    def pictures(self) -> SyntheticOptions:
+        """What pictures these options ask for."""
+        return SyntheticOptions(
+            view=self.view(),
+            crop_size=self.crop_size,
+            crop_scale=self.crop_scale,
+            window_size=self.window_size,
+            backgrounds=self.backgrounds,
+        )
