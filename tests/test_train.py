@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.utils.data import Dataset
 
 from geopose import calibrate, distributed, fit, train_report, train_state
 from geopose.cad.model import CadModel
-from geopose.checkpoint import find_model, load_nets
+from geopose.checkpoint import find_model, load_model, load_nets
 from geopose.train import TrainOptions, train
 
 CPU = torch.device("cpu")
@@ -326,6 +327,19 @@ def test_a_whole_training_writes_a_model_that_estimates(
     assert find_model(model.content_hash) == out
     estimate = PoseEstimator.load(out, "cpu").estimate(np.full((64, 96, 3), 90, np.uint8))
     assert estimate.status != "ok"
+
+    further = TrainOptions(minutes=0.01, learning_rate=1e-9, seed=1, start=str(out), **TINY)
+    more, more_meta = load_model(train(model, tmp_path / "more.geopose", further))
+    first, _ = load_model(out)
+    assert more_meta["keypoints"] == meta["keypoints"]
+    assert more_meta["options"]["start"] == "toy.geopose"  # no folder of this machine
+    for role, state in first.items():  # at no learning rate it stays what it started from
+        for name in (n for n in state if n.endswith((".weight", ".bias"))):
+            torch.testing.assert_close(more[role][name], state[name], rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="num_keypoints"):
+        train(model, tmp_path / "five.geopose", replace(further, num_keypoints=5))
+    with pytest.raises(ValueError, match="another mesh"):
+        train("car", tmp_path / "car.geopose", further)
 
 
 FAKE = """
