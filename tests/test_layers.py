@@ -22,6 +22,7 @@ LAYER_OF = {
     "checkpoint": 3,
     "distributed": 3,
     "train": 3,
+    "train_options": 3,
     "train_state": 3,
     "align": 3,
     "image": 3,
