@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import settings
 settings.register_profile("geopose", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("geopose")
 torch.set_num_threads(1)
+cv2.setNumThreads(1)  # a process forked beside OpenCV's own threads may hang
 
 
 @pytest.fixture(autouse=True)
