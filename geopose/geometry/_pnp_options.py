@@ -26,7 +26,7 @@ class PnPOptions:
     noise_px: float = 1.0
     gate_sigma: float = 5.0
     kernel: str = "none"
-    kernel_sigma: float = 2.0
+    kernel_sigma: float = 3.0
     max_samples: int = 1000
     max_false_alarms: float = 0.015
     ambiguous_weight: float = 0.1

@@ -21,6 +21,7 @@ from geopose.geometry.pose import Pose
 
 KERNELS = ("none", "truncated", "huber", "cauchy", "geman_mcclure")
 # damping: start, factor after success, factor after failure, bounds
+_CURVATURE = 0.95  # most of a residual's curvature that a kernel may take away
 _DIFFERENCE = 1e-5  # radians, and share of the distance
 _START, _DOWN, _UP, _LOW, _HIGH = 1e-4, 0.1, 10.0, 1e-9, 1e6
 
@@ -30,26 +31,29 @@ def namespace(x: Array) -> Any:
     return torch if isinstance(x, torch.Tensor) else np
 
 
-def robust(squared: Array, kernel: str, scale: float) -> tuple[Array, Array]:
-    """Value rho(s) and slope rho'(s) of a kernel at squared whitened residuals s; `scale` in standard deviations.
+def robust(squared: Array, kernel: str, scale: float) -> tuple[Array, Array, Array | None]:
+    """rho(s), rho'(s), rho''(s) of a kernel at squared whitened residuals s; `scale` in standard deviations.
 
     Near zero every kernel is rho(s) = s. With c = scale: `truncated` min(s, c^2); `huber` 2 c sqrt(s) - c^2
-    beyond c; `cauchy` c^2 log(1 + s/c^2); `geman_mcclure` s / (1 + s/c^2), which tends to c^2.
+    beyond c; `cauchy` c^2 log(1 + s/c^2); `geman_mcclure` s / (1 + s/c^2), which tends to c^2. The second
+    derivative is None where it is zero throughout.
     """
     xp, c2 = namespace(squared), scale * scale
     if kernel == "none":
-        return squared, xp.ones_like(squared)
+        return squared, xp.ones_like(squared), None
     if kernel == "truncated":
         inside = squared < c2
-        return xp.where(inside, squared, c2), xp.where(inside, 1.0, xp.zeros_like(squared))
+        return xp.where(inside, squared, c2), xp.where(inside, 1.0, xp.zeros_like(squared)), None
     if kernel == "huber":
-        root = xp.sqrt(xp.where(squared > c2, squared, c2))
-        return xp.where(squared > c2, 2 * scale * root - c2, squared), scale / root
+        beyond = squared > c2
+        root = xp.sqrt(xp.where(beyond, squared, c2))
+        second = xp.where(beyond, -0.5 * scale / (root * root * root), 0.0)
+        return xp.where(beyond, 2 * scale * root - c2, squared), scale / root, second
     q = 1 / (1 + squared / c2)
     if kernel == "cauchy":
-        return -c2 * xp.log(q), q
+        return -c2 * xp.log(q), q, -q * q / c2
     if kernel == "geman_mcclure":
-        return xp.where(xp.isfinite(squared), squared * q, c2), q * q
+        return xp.where(xp.isfinite(squared), squared * q, c2), q * q, -2 / c2 * q * q * q
     raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")
 
 
@@ -173,7 +177,7 @@ class Reprojection:
 
 @dataclass(frozen=True)
 class LMResult:
-    """What `levenberg_marquardt` found: pose, cost sum(rho) (...), information (..., 6, 6) = J'WJ in tangent order,
+    """What `levenberg_marquardt` found: pose, cost sum(rho) (...), information (..., 6, 6), half the Hessian, in tangent order,
     converged (...) bool, iterations (the most that any item took)."""
 
     pose: Pose
@@ -210,7 +214,7 @@ def levenberg_marquardt(
     Notes:
         Marquardt 1963 with the scaling of the diagonal. Every item has its own damping, accepts only steps that
         lower its own cost, and stops by itself; a NaN item leaves its neighbours bit-identical.
-        The gradient is exact for every kernel, the Hessian is the Gauss-Newton one with weights rho'.
+        The gradient is exact for every kernel; the Hessian leaves out the curvature of the residual.
     """
     xp = namespace(pose.R)
     r, J = jacobian_fn(pose)
@@ -273,15 +277,24 @@ def _squares(r: Array) -> Array:
 
 
 def _normal_equations(xp: Any, r: Array, J: Array, kernel: str, scale: float) -> tuple[Array, Array, Array]:
-    """Cost (...), J'WJ (..., 6, 6) and J'Wr (..., 6)."""
-    value, weight = robust(_squares(r), kernel, scale)
-    cost = value.sum(-1)
-    flat = J.reshape((*J.shape[:-3], 6, -1))
+    """Cost (...), half the Hessian (..., 6, 6) and half the gradient (..., 6).
+
+    The Hessian leaves out the curvature of the residual, not that of the kernel, which is limited so that it stays
+    positive (Triggs et al., "Bundle adjustment", 1999, section 4.3).
+    """
     if kernel == "none":
-        return cost, flat @ flat.mT, (flat @ r.reshape((*r.shape[:-2], -1, 1)))[..., 0]
-    weighted = (J * weight[..., None, None, :]).reshape(flat.shape)
+        flat = J.reshape((*J.shape[:-3], 6, -1))
+        return (r * r).sum((-1, -2)), flat @ flat.mT, (flat @ r.reshape((*r.shape[:-2], -1, 1)))[..., 0]
+    squared = _squares(r)
+    value, weight, second = robust(squared, kernel, scale)
     r = xp.where(xp.isfinite(r), r, 0.0)
-    return cost, weighted @ flat.mT, (weighted @ r.reshape((*r.shape[:-2], -1, 1)))[..., 0]
+    pulls = (J * r[..., None, :, :]).sum(-2)  # (..., 6, M)
+    weighted = J * weight[..., None, None, :]
+    A = weighted.reshape((*J.shape[:-3], 6, -1)) @ J.reshape((*J.shape[:-3], 6, -1)).mT
+    if second is not None:
+        bend = xp.maximum(2 * second, -_CURVATURE * weight / xp.where(squared > 0, squared, 1.0))
+        A = A + (pulls * bend[..., None, :]) @ pulls.mT
+    return value.sum(-1), A, (pulls * weight[..., None, :]).sum(-1)
 
 
 def implicit_pose(
