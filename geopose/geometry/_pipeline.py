@@ -20,6 +20,7 @@ from geopose.geometry.refine import LMResult, Reprojection, fast_pose, levenberg
 
 _FEW = "{} finite correspondences of {}; three leave up to four poses, from four on a pose can be checked"
 _FIRST_STEPS = 8  # steps after which a fit to all points must look plausible
+_FAR = 1e8  # object sizes; a pose farther away comes from pixels that are all alike
 _RIVAL = 40.0  # squared standard deviations; a pose this much worse is no rival (e^-20)
 
 
@@ -88,7 +89,8 @@ def _solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: Pn
             _judge(
                 problem, search, back_to_numpy(inlier_s), log_nfa, mirrored, options, status, reason, different
             )
-        return _finish(problem, pose, cost, information, converged, inlier, camera, options, status, reason)
+        candidates = (pose, cost, information, converged)
+        return _finish(problem, *candidates, inlier, camera, options, status, reason, different)
 
 
 def _first_look(problem: Reprojection, starts: Pose, limit: Array, options: PnPOptions) -> LMResult:
@@ -280,62 +282,70 @@ def _finish(
     options: PnPOptions,
     status: np.ndarray,
     reason: np.ndarray,
+    different: np.ndarray,
 ) -> Found:
     """Best and rivals, their weights, covariances and the last statuses."""
     xp = namespace(cost)
     cost = xp.where(xp.isfinite(cost), cost, xp.inf)
     order = xp.argsort(xp.where(converged, cost, cost * (1 + 1e-6) + 1e-6), 0)
-    rows = (xp.arange(cost.shape[1]) if xp is np else torch.arange(cost.shape[1], device=cost.device))[None]
-    cost, information, converged = cost[order, rows], information[order, rows], converged[order, rows]
-    pose = fast_pose(pose.R[order, rows], pose.t[order, rows])
+    pose, (cost, information, converged) = _reorder(order, pose, cost, information, converged)
+    keep = (cost < cost[0] + _RIVAL) & converged
+    last = max((k for k in range(1, len(cost)) if bool(keep[k].any())), default=0) + 1
+    pose = fast_pose(pose.R[:last], pose.t[:last])
+    cost, information, converged, keep = cost[:last], information[:last], converged[:last], keep[:last]
     covariance = _inverse(xp, information)
-    keep = xp.isfinite(cost) & (cost < cost[0] + _RIVAL) & converged
-    for k in range(1, len(cost)):
-        if not bool(keep[k].any()):
-            continue
-        for j in range(k):
-            rival = distinct(fast_pose(pose.R[k], pose.t[k]), fast_pose(pose.R[j], pose.t[j]), covariance[j])
-            keep[k] &= rival | ~keep[j]
-    keep[0] = True
-    log_weight = xp.where(keep, laplace_log_weight(cost, information), -xp.inf)
-    top = log_weight.max(0) if xp is np else log_weight.amax(0)
-    weight = xp.exp(log_weight - xp.where(xp.isfinite(top), top, 0.0))
-    total = weight.sum(0)
-    weight = xp.where(total > 0, weight / xp.where(total > 0, total, 1.0), 0.0)
-    if len(weight) > 2:  # repeated optima weigh nothing: rivals come first
-        order = xp.argsort(-weight[1:], 0) + 1
+    if last == 1:
+        weight = xp.isfinite(cost) * 1.0
+    else:
+        weight = _weights(pose, cost, information, covariance, keep)
+        order = xp.argsort(-weight[1:], 0) + 1  # repeated optima weigh nothing: rivals come first
         order = xp.concatenate([order[:1] * 0, order])
-        weight, covariance, converged, cost = (a[order, rows] for a in (weight, covariance, converged, cost))
-        pose = fast_pose(pose.R[order, rows], pose.t[order, rows])
-    count = (weight[1:] > 1e-4).sum(0)
-    lost = np.isin(status, ("too_few_points", "degenerate"))
+        pose, (weight, covariance, converged, cost) = _reorder(order, pose, weight, covariance, converged, cost)
+    lost = (status == "too_few_points") | (status == "degenerate")
     if lost.any():  # no pose at all
         i = torch.as_tensor(lost, device=cost.device) if xp is torch else lost
         pose = fast_pose(xp.where(i[:, None, None], xp.nan, pose.R), xp.where(i[:, None], xp.nan, pose.t))
         covariance, weight = xp.where(i[:, None, None], xp.nan, covariance), xp.where(i, 0.0, weight)
-        count, inlier = xp.where(i, 0, count), inlier & ~i[:, None]
-    kept = problem.exact.select(inlier)
+        inlier = inlier & ~i[:, None]
     if camera.focal_rel_std > 0:
-        _, J = kept.linearise(pose)
-        flat = J.reshape((*J.shape[:-2], -1))
-        shift = covariance @ (
-            flat @ (problem.focal * inlier[..., None, :]).reshape((*inlier.shape[:-1], -1, 1))
-        )
+        J = problem.exact.select(inlier).linearise(pose)[1]
+        focal = (problem.focal * inlier[..., None, :]).reshape((*inlier.shape[:-1], -1, 1))
+        shift = covariance @ (J.reshape((*J.shape[:-2], -1)) @ focal)
         covariance = covariance + camera.focal_rel_std**2 * (shift @ shift.mT)
     rms = _rms(problem, pose, inlier)
-    _last_words(
-        status,
-        reason,
-        *(back_to_numpy(a) for a in (weight, covariance, converged, cost, inlier)),
-        options,
-        problem,
-    )
+    numbers = (back_to_numpy(a) for a in (weight, covariance[0], converged[0], cost[0], pose.t[0]))
+    _last_words(status, reason, different, *numbers, options)
     # back to the caller's object frame and unit
     s, c = problem.size, problem.centre
     pose = fast_pose(pose.R, pose.t * s[..., None] - (pose.R @ c[..., None])[..., 0])
-    unit = xp.stack([s, s, s, xp.ones_like(s), xp.ones_like(s), xp.ones_like(s)], -1)
+    unit = xp.ones_like(covariance[0, :, 0])
+    unit[..., :3] = s[..., None]
     covariance = covariance * unit[..., None] * unit[..., None, :]
-    return Found(pose, covariance, weight, rms, count, inlier, status, reason)
+    return Found(pose, covariance, weight, rms, (weight[1:] > 1e-4).sum(0), inlier, status, reason)
+
+
+def _reorder(order: Array, pose: Pose, *arrays: Array) -> tuple[Pose, list[Array]]:
+    """Candidates (K, B) taken in `order` (K, B)."""
+    if order.shape[1] == 1:
+        order, rows = order[:, 0], slice(None)
+    else:
+        rows = np.arange(order.shape[1]) if isinstance(order, np.ndarray) else torch.arange(order.shape[1])
+    return fast_pose(pose.R[order, rows], pose.t[order, rows]), [a[order, rows] for a in arrays]
+
+
+def _weights(pose: Pose, cost: Array, information: Array, covariance: Array, keep: Array) -> Array:
+    """(K, B) posterior probabilities of the candidates, zero for what repeats an earlier one."""
+    xp = namespace(cost)
+    for k in range(1, len(cost)):
+        for j in range(k):
+            other = distinct(fast_pose(pose.R[k], pose.t[k]), fast_pose(pose.R[j], pose.t[j]), covariance[j])
+            keep[k] &= other | ~keep[j]
+    keep[0] = True
+    value = xp.where(keep, laplace_log_weight(cost, information), -xp.inf)
+    top = xp.amax(value, 0)
+    weight = xp.exp(value - xp.where(xp.isfinite(top), top, 0.0))
+    total = weight.sum(0)
+    return xp.where(total > 0, weight / xp.where(total > 0, total, 1.0), 0.0)
 
 
 def _inverse(xp: Any, information: Array) -> Array:
@@ -364,34 +374,37 @@ def _rms(problem: Problem, pose: Pose, inlier: Array) -> Array:
 def _last_words(
     status: np.ndarray,
     reason: np.ndarray,
+    different: np.ndarray,
     weight: np.ndarray,
     covariance: np.ndarray,
     converged: np.ndarray,
     cost: np.ndarray,
-    inlier: np.ndarray,
+    t: np.ndarray,
     options: PnPOptions,
-    problem: Problem,
 ) -> None:
-    """Write `not_converged`, `degenerate`, `ambiguous` and the three-point cases where nothing worse is written."""
-    turn = np.sqrt(np.trace(covariance[0][..., 3:, 3:], axis1=-2, axis2=-1))
-    different = _screen(problem, np.ones((len(status), 3)))[2]
-    for i in np.flatnonzero(status == "ok"):
+    """Write the statuses that the best pose earns, where nothing worse is written yet."""
+    variance = covariance[:, range(6), range(6)]
+    turn = np.sqrt(variance[:, 3:].sum(-1))
+    distance = np.sqrt((t * t).sum(-1))
+    vague = ~(turn < 1.0) | ~(np.sqrt(variance[:, :3].sum(-1)) < distance) | ~(distance < _FAR)
+    rival = weight[1:].sum(0) >= options.ambiguous_weight
+    odd = ~np.isfinite(cost) | vague | (different == 3) | ~converged | rival
+    for i in np.flatnonzero(odd & (status == "ok")):
         rivals = int((weight[1:, i] > 1e-4).sum())
-        if not np.isfinite(cost[0, i]):
+        if not np.isfinite(cost[i]):
             status[i], reason[i] = "no_consensus", "no pose has the points in front of the camera"
-        elif not turn[i] < 1.0:
+        elif vague[i]:
             status[i] = "degenerate"
             reason[i] = (
-                f"the rotation is not determined: its standard deviation is {np.degrees(turn[i]):.3g} degrees"
+                f"the pose is not determined: standard deviations are {np.degrees(turn[i]):.3g} degrees of rotation "
+                f"and {np.sqrt(variance[i, :3].sum()) / distance[i]:.3g} of the distance, {distance[i]:.3g} object sizes"
             )
         elif different[i] == 3:
             status[i] = "ambiguous" if rivals else "too_few_points"
-            reason[i] = (
-                f"three different points: {rivals + 1} pose(s) fit exactly and nothing is left to check them"
-            )
-        elif not converged[0, i]:
+            reason[i] = f"three different points: {rivals + 1} pose(s) fit them and nothing is left to check by"
+        elif not converged[i]:
             status[i], reason[i] = "not_converged", f"no minimum within {options.max_iterations} steps"
-        elif weight[1:, i].sum() >= options.ambiguous_weight:
+        else:
             status[i] = "ambiguous"
             reason[i] = (
                 f"{rivals + 1} poses explain the points about as well; "

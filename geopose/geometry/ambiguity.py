@@ -61,8 +61,7 @@ def two_starts(points: Array, xy: Array, weights: Array) -> tuple[Pose, Array]:
         c2 = xp.stack([xp.stack([m2[0], m2[0]]), xp.stack([m2[1], m2[1]]), b], -1) * depth[..., None]
         R = xp.stack([c1, c2, _cross(xp, c1, c2)], -1) @ frame.mT
         # nothing may start behind the camera
-        near = -(R[..., 2:, :] @ xp.where(w > 0, p, 0.0)).min(-1)
-        near = (near[0] if xp is torch and isinstance(near, tuple) else near)[..., 0]
+        near = -xp.amin(R[..., 2:, :] @ xp.where(w > 0, p, 0.0), -1)[..., 0]
         depth = xp.maximum(depth + 0 * near, 1.3 * near)
         centre_cam = depth[..., None] * xp.stack([offset[..., 0], offset[..., 1], xp.ones_like(scale)], -1)
         R = turn.mT @ R

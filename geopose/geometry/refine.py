@@ -21,6 +21,10 @@ from geopose.geometry.pose import Pose
 
 KERNELS = ("none", "truncated", "huber", "cauchy", "geman_mcclure")
 # damping: start, factor after success, factor after failure, bounds
+_TINY = 1e-300  # keeps an all-zero matrix from being singular
+_EYE = np.eye(3)
+# row i: the skew matrix of the i-th axis, flattened
+_GENERATORS = np.array([[0, 0, 0, 0, 0, -1.0, 0, 1, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0], [0, -1, 0, 1, 0, 0, 0, 0, 0]])
 _CURVATURE = 0.95  # most of a residual's curvature that a kernel may take away
 _DIFFERENCE = 1e-5  # radians, and share of the distance
 _START, _DOWN, _UP, _LOW, _HIGH = 1e-4, 0.1, 10.0, 1e-9, 1e6
@@ -67,29 +71,15 @@ def fast_pose(R: Array, t: Array) -> Pose:
 def small_step(pose: Pose, xi: Array) -> Pose:
     """`pose` moved by `xi` (..., 6) = (rho, phi): to first order `pose.retract(xi)`, without trigonometry.
 
-    Cayley's map R = ((1 - a.a) I + 2 a a' + 2 [a]x) / (1 + a.a) with a = phi/2 is exactly orthonormal.
+    Cayley's map R = I + 2 ([a]x + [a]x^2) / (1 + a.a) with a = phi/2 is exactly orthonormal.
     """
-    xp = namespace(xi)
     half = xi[..., 3:] * 0.5
-    x, y, z = half[..., 0], half[..., 1], half[..., 2]
-    xx, yy, zz = x * x, y * y, z * z
-    k = 1 / (1 + xx + yy + zz)
-    k2 = 2 * k
-    xy, xz, yz, x, y, z = k2 * x * y, k2 * x * z, k2 * y * z, k2 * x, k2 * y, k2 * z
-    turn = xp.stack(
-        [
-            k2 * (1 + xx) - 1,
-            xy - z,
-            xz + y,
-            xy + z,
-            k2 * (1 + yy) - 1,
-            yz - x,
-            xz - y,
-            yz + x,
-            k2 * (1 + zz) - 1,
-        ],
-        -1,
-    ).reshape((*xi.shape[:-1], 3, 3))
+    if isinstance(xi, torch.Tensor):
+        generators, eye = (torch.from_numpy(a).to(xi) for a in (_GENERATORS, _EYE))
+    else:
+        generators, eye = _GENERATORS, _EYE
+    k = (half @ generators).reshape((*xi.shape[:-1], 3, 3))
+    turn = eye + (2 / (1 + (half * half).sum(-1)))[..., None, None] * (k + k @ k)
     return fast_pose(turn @ pose.R, (turn @ pose.t[..., None])[..., 0] + xi[..., :3])
 
 
@@ -132,6 +122,7 @@ class Reprojection:
         x, y, z = points_cam[..., 0, :], points_cam[..., 1, :], points_cam[..., 2, :]
         w = self.whiten
         w00, w10, w11 = w[..., 0, :], w[..., 1, :], w[..., 2, :]
+        skew = bool(w10.any())
         behind = z <= 0
         some_behind = bool(behind.any())
         if some_behind:
@@ -148,7 +139,7 @@ class Reprojection:
         eu, ev = u - self.xy[..., 0, :], v - self.xy[..., 1, :]
         r = xp.empty((*shape[:-1], 2, shape[-1])) if xp is np else z.new_empty((*shape[:-1], 2, shape[-1]))
         r[..., 0, :] = w00 * eu
-        r[..., 1, :] = w10 * eu + w11 * ev
+        r[..., 1, :] = w10 * eu + w11 * ev if skew else w11 * ev
         if some_behind:
             r = xp.where((behind & (w00 > 0))[..., None, :], np.inf, r)
         if not derivative:
@@ -166,12 +157,13 @@ class Reprojection:
         J = xp.empty(size) if xp is np else z.new_empty(size)
         for k in range(6):
             a, b = du[k], dv[k]
-            if a is None:
-                J[..., k, 0, :] = 0
-                J[..., k, 1, :] = w11 * b
-            else:
-                J[..., k, 0, :] = w00 * a
-                J[..., k, 1, :] = w10 * a if b is None else w10 * a + w11 * b
+            J[..., k, 0, :] = 0 if a is None else a
+            J[..., k, 1, :] = 0 if b is None else b
+        first = J[..., 0, :]
+        J[..., 1, :] *= w11[..., None, :]
+        if skew:
+            J[..., 1, :] += w10[..., None, :] * first
+        first *= w00[..., None, :]
         return r, J
 
 
@@ -217,59 +209,49 @@ def levenberg_marquardt(
         The gradient is exact for every kernel; the Hessian leaves out the curvature of the residual.
     """
     xp = namespace(pose.R)
-    r, J = jacobian_fn(pose)
-    cost, A, g = _normal_equations(xp, r, J, kernel, scale)
+    cost, A, g = _normal_equations(xp, *jacobian_fn(pose), kernel, scale)
     done = ~xp.isfinite(cost)
+    if bool(done.any()):  # lost from the start: harmless numbers, never looked at again
+        A, g = xp.where(done[..., None, None], 1.0, A), xp.where(done[..., None], 0.0, g)
     converged = xp.zeros_like(done)
     damping, count = xp.full_like(cost, _START), 0
-    eye = xp.eye(6) if xp is np else torch.eye(6, dtype=pose.R.dtype, device=pose.R.device)
-    for count in range(1, max_iterations + 1):
-        diagonal = (A * eye).sum(-1)
-        lhs = A + eye * (diagonal * damping[..., None] + (diagonal <= 0))[..., None]
-        if not bool(xp.isfinite(cost).all()):
-            lhs = xp.where(xp.isfinite(lhs.sum((-1, -2)))[..., None, None], lhs, eye)
+    while count < max_iterations and not bool(done.all()):
+        count += 1
+        lhs = A * 1.0
+        diagonal = lhs.reshape((*cost.shape, 36))[..., ::7]
+        diagonal *= 1 + damping[..., None]
+        diagonal += _TINY
         step = -xp.linalg.solve(lhs, g[..., None])[..., 0]
         length = -(step * g).sum(-1)  # squared length of the step in standard deviations (undamped)
         trial = small_step(pose, step)
         if residual_fn is None:
-            r_new, J_new = jacobian_fn(trial)
-            cost_new, A_new, g_new = _normal_equations(xp, r_new, J_new, kernel, scale)
+            cost_new, A_new, g_new = _normal_equations(xp, *jacobian_fn(trial), kernel, scale)
         else:
             cost_new = robust(_squares(residual_fn(trial)), kernel, scale)[0].sum(-1)
         # so near the optimum that rounding hides the decrease, a step is taken on trust
         small = length <= tolerance * tolerance
-        better = (cost_new < cost) & ~done
-        flat = (small | (length < 1e-10 * cost)) & (cost_new <= cost * (1 + 1e-9) + 1e-24) & ~done
-        take = better | flat
+        near = small | (length < 1e-10 * cost)
+        take = ((cost_new < cost) | (near & (cost_new <= cost * (1 + 1e-9) + 1e-24))) & ~done
         converged = converged | (small & ~done)
-        if bool(take.all()):
+        all_taken = bool(take.all())
+        if all_taken:
             pose, cost = trial, cost_new
         else:
-            pose = fast_pose(
-                xp.where(take[..., None, None], trial.R, pose.R), xp.where(take[..., None], trial.t, pose.t)
-            )
+            R = xp.where(take[..., None, None], trial.R, pose.R)
+            pose = fast_pose(R, xp.where(take[..., None], trial.t, pose.t))
             cost = xp.where(take, cost_new, cost)
-        stuck = ~take & (damping >= _HIGH)
-        done = done | small | stuck
+        done = done | small | (~take & (damping >= _HIGH))
         if stop_fn is not None and bool(converged.any()):
             done = done | stop_fn(cost, converged)
-        if bool(done.all()) and residual_fn is None:
-            A, g = _pick(xp, take, A_new, A), g
-            break
         damping = xp.clip(damping * xp.where(take, _DOWN, _UP), _LOW, _HIGH)
-        if residual_fn is None:
-            A, g = _pick(xp, take, A_new, A), _pick(xp, take, g_new, g)
+        if residual_fn is not None:
+            _, A_new, g_new = _normal_equations(xp, *jacobian_fn(pose), kernel, scale)
+        if all_taken:
+            A, g = A_new, g_new
         else:
-            _, A, g = _normal_equations(xp, *jacobian_fn(pose), kernel, scale)
-            if bool(done.all()):
-                break
+            A = xp.where(take[..., None, None], A_new, A)
+            g = xp.where(take[..., None], g_new, g)
     return LMResult(pose, cost, A, converged, count)
-
-
-def _pick(xp: Any, take: Array, a: Array, b: Array) -> Array:
-    if bool(take.all()):
-        return a
-    return xp.where(take.reshape((*take.shape, *(1,) * (a.ndim - take.ndim))), a, b)
 
 
 def _squares(r: Array) -> Array:
