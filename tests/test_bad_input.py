@@ -183,7 +183,10 @@ def _covariances(value: float) -> np.ndarray:
 
 RAISES: dict[str, tuple[Callable[[], Any], str]] = {
     "fewer object points": (lambda: solve_pnp(POINTS[:5], project(POINTS), CAMERA), "got 5 and 9"),
-    "homogeneous object points": (lambda: solve_pnp(np.ones((9, 4)), RANDOM, CAMERA), r"points_obj.*\(9, 4\)"),
+    "homogeneous object points": (
+        lambda: solve_pnp(np.ones((9, 4)), RANDOM, CAMERA),
+        r"points_obj.*\(9, 4\)",
+    ),
     "homogeneous pixels": (lambda: solve_pnp(POINTS, np.ones((9, 3)), CAMERA), r"points_px.*\(9, 3\)"),
     "one point alone": (lambda: solve_pnp(POINTS[0], RANDOM[0], CAMERA), r"points_obj.*\(3,\)"),
     "nothing": (lambda: solve_pnp(None, RANDOM, CAMERA), "points_obj"),
@@ -191,12 +194,18 @@ RAISES: dict[str, tuple[Callable[[], Any], str]] = {
     "ragged lists": (lambda: solve_pnp([[1, 2, 3], [1, 2]], RANDOM[:2], CAMERA), "numbers"),
     "complex": (lambda: solve_pnp(POINTS + 0j, RANDOM, CAMERA), "complex"),
     "a matrix for a camera": (lambda: solve_pnp(POINTS, RANDOM, CAMERA.K), "camera.*ndarray"),
-    "one covariance for all": (lambda: solve_pnp(POINTS, RANDOM, CAMERA, cov_px=np.eye(2)), r"cov_px.*\(2, 2\)"),
+    "one covariance for all": (
+        lambda: solve_pnp(POINTS, RANDOM, CAMERA, cov_px=np.eye(2)),
+        r"cov_px.*\(2, 2\)",
+    ),
     "negative covariance": (
         lambda: solve_pnp(POINTS, RANDOM, CAMERA, cov_px=_covariances(-1)),
         "cov_px.*positive",
     ),
-    "zero covariance": (lambda: solve_pnp(POINTS, RANDOM, CAMERA, cov_px=_covariances(0)), "cov_px.*positive"),
+    "zero covariance": (
+        lambda: solve_pnp(POINTS, RANDOM, CAMERA, cov_px=_covariances(0)),
+        "cov_px.*positive",
+    ),
     "batches of two and three": (
         lambda: solve_pnp(np.stack([POINTS] * 2), np.stack([RANDOM] * 3), CAMERA),
         "leading dimensions",

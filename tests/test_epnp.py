@@ -14,7 +14,9 @@ from geopose.geometry.rotation import geodesic_angle, random_rotation
 CAMERA = Camera(800, 800, 320, 240, (640, 480))
 
 
-def _scene(rng: np.random.Generator, kind: str, n: int, count: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scene(
+    rng: np.random.Generator, kind: str, n: int, count: int = 50
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     points = rng.uniform(-0.5, 0.5, (count, n, 3))
     if kind == "planar":
         points[..., 2] = 0

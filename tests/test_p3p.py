@@ -44,7 +44,9 @@ def test_opencv_finds_no_solution_that_we_miss(rng: np.random.Generator) -> None
     R, t = p3p(points, rays)
     found = missed = 0
     for i in range(200):
-        _, rvecs, tvecs = cv2.solveP3P(points[i], rays[i, :, :2].copy(), np.eye(3), None, flags=cv2.SOLVEPNP_AP3P)
+        _, rvecs, tvecs = cv2.solveP3P(
+            points[i], rays[i, :, :2].copy(), np.eye(3), None, flags=cv2.SOLVEPNP_AP3P
+        )
         for rvec, tvec in zip(rvecs, tvecs, strict=True):
             theirs = cv2.Rodrigues(rvec)[0]
             cam = points[i] @ theirs.T + tvec.ravel()

@@ -34,7 +34,9 @@ def scenes(
 ) -> tuple[np.ndarray, np.ndarray, Pose]:
     points = rng.uniform(-0.5, 0.5, (count, n, 3)) * (1 if kind == "box" else [1, 1, 0])
     z = rng.uniform(3, 10, count)
-    pose = Pose(random_rotation((count,), rng), np.stack([*(rng.uniform(-0.25, 0.25, (2, count)) * z), z], -1))
+    pose = Pose(
+        random_rotation((count,), rng), np.stack([*(rng.uniform(-0.25, 0.25, (2, count)) * z), z], -1)
+    )
     px = camera.project(pose.apply(points))
     error = rng.standard_normal((*px.shape, 1))
     error = noise * error if cov is None else np.linalg.cholesky(cov) @ error
@@ -106,7 +108,9 @@ def test_focal_uncertainty_enters_the_covariance(rng: np.random.Generator) -> No
     known = solve_pnp(points[0], px[0], CAMERA)
     unsure = solve_pnp(points[0], px[0], dataclasses.replace(CAMERA, focal_rel_std=0.03))
     h = 1e-4
-    moved = [solve_pnp(points[0], px[0], Camera(800 * s, 800 * s, 320, 240, (640, 480))) for s in (1 + h, 1 - h)]
+    moved = [
+        solve_pnp(points[0], px[0], Camera(800 * s, 800 * s, 320, 240, (640, 480))) for s in (1 + h, 1 - h)
+    ]
     slope = (moved[0].pose @ moved[1].pose.inverse()).log() / (2 * h)
     np.testing.assert_allclose(
         unsure.covariance - known.covariance, 0.03**2 * np.outer(slope, slope), rtol=0.05, atol=1e-5
@@ -118,7 +122,9 @@ def test_a_plane_gives_both_poses(rng: np.random.Generator) -> None:
     points, px, truth = scenes(rng, 6, 300, kind="plane")
     result = solve_pnp(points, px, CAMERA)
     best = geodesic_angle(result.pose.R, truth.R)
-    either = np.min([best, *(np.nan_to_num(geodesic_angle(a.pose.R, truth.R), nan=9) for a in result.alternatives)], 0)
+    either = np.min(
+        [best, *(np.nan_to_num(geodesic_angle(a.pose.R, truth.R), nan=9) for a in result.alternatives)], 0
+    )
     assert (best > 0.4).mean() > 0.03  # noise alone decides between the two
     assert (either > 0.4).mean() < 0.01
     weight = np.sum([a.weight for a in result.alternatives], 0)
@@ -278,7 +284,9 @@ def test_real_photographs_of_a_chessboard() -> None:
     """Thirteen views of a plane through a distorting lens, against the poses of OpenCV's calibration."""
     store = cv2.FileStorage(str(data_path("chessboard", "left_intrinsics.yml")), cv2.FILE_STORAGE_READ)
     camera = Camera.load(data_path("chessboard", "left_intrinsics.yml"))
-    board = np.stack([*np.meshgrid(np.arange(9) * 0.025, np.arange(6) * 0.025), np.zeros((6, 9))], -1).reshape(-1, 3)
+    board = np.stack(
+        [*np.meshgrid(np.arange(9) * 0.025, np.arange(6) * 0.025), np.zeros((6, 9))], -1
+    ).reshape(-1, 3)
     given = np.asarray(store.getNode("extrinsic_parameters").mat())
     paths = sorted(data_path("chessboard").glob("left*.jpg"))
     assert len(given) == len(paths) == 13

@@ -136,7 +136,9 @@ def test_cost_never_rises_and_torch_agrees(rng: np.random.Generator) -> None:
     costs = [levenberg_marquardt(None, problem.linearise, start, max_iterations=k).cost for k in range(1, 15)]
     assert (np.diff(costs, axis=0) <= 1e-9).all()
     ours = levenberg_marquardt(None, problem.linearise, start)
-    tensors = Reprojection(*(torch.from_numpy(a.copy()) for a in (problem.points, problem.xy, problem.whiten)))
+    tensors = Reprojection(
+        *(torch.from_numpy(a.copy()) for a in (problem.points, problem.xy, problem.whiten))
+    )
     theirs = levenberg_marquardt(None, tensors.linearise, start.torch())
     np.testing.assert_allclose(ours.pose.R, theirs.pose.R.numpy(), atol=1e-9)
 
@@ -175,7 +177,9 @@ def test_implicit_gradient_is_the_derivative_of_the_minimum(
     cov = root @ root.mT + np.eye(2)
     options = PnPOptions(kernel=kernel, tolerance=1e-11, max_iterations=100)
 
-    def solve(obj: torch.Tensor, image: torch.Tensor, half: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def solve(
+        obj: torch.Tensor, image: torch.Tensor, half: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         result = solve_pnp(obj, image, camera, cov_px=(half + half.mT) / 2, options=options)
         return result.pose.R, result.pose.t
 
@@ -183,8 +187,13 @@ def test_implicit_gradient_is_the_derivative_of_the_minimum(
     assert torch.autograd.gradcheck(solve, inputs, eps=1e-5, atol=1e-5, rtol=1e-3, fast_mode=True)
 
 
-def test_implicit_pose_leaves_lost_items_and_missing_points_without_gradient(rng: np.random.Generator) -> None:
-    points, pose = torch.rand(2, 5, 3, dtype=torch.float64), Pose(torch.eye(3).double(), torch.tensor([0, 0, 4.0]).double())
+def test_implicit_pose_leaves_lost_items_and_missing_points_without_gradient(
+    rng: np.random.Generator,
+) -> None:
+    points, pose = (
+        torch.rand(2, 5, 3, dtype=torch.float64),
+        Pose(torch.eye(3).double(), torch.tensor([0, 0, 4.0]).double()),
+    )
     px = PINHOLE.project(pose.apply(points))
     px[0, 0] = torch.nan
     px.requires_grad_()

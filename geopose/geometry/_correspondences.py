@@ -32,7 +32,8 @@ def check(
             raise ValueError(f"{name}: expected shape (..., N, {width}), got {tuple(array.shape)}")
     if obj.shape[-2] != px.shape[-2]:
         raise ValueError(
-            f"points_obj, points_px: expected the same number of points, got {obj.shape[-2]} and {px.shape[-2]}"
+            "points_obj, points_px: expected the same number of points, "
+            f"got {obj.shape[-2]} and {px.shape[-2]}"
         )
     if cov is not None and (cov.ndim < 3 or tuple(cov.shape[-3:]) != (px.shape[-2], 2, 2)):
         raise ValueError(f"cov_px: expected shape (..., {px.shape[-2]}, 2, 2), got {tuple(cov.shape)}")
@@ -104,7 +105,7 @@ class Problem:
     valid: Array  # (B, N)
     centre: Array  # (B, 3)
     size: Array  # (B,)
-    focal: Array  # (B, 2, N) derivative of the residual by log f
+    focal: Any  # (B, 2, N), None where f is certain: derivative of the residual by log f
     to_px: tuple[Array, Array]  # focal lengths (B or 1, 1); ones where the residual is in pixels
 
 
@@ -114,7 +115,7 @@ def prepare(obj: Array, px: Array, cov: Array | None, camera: Camera, options: P
     if cov is not None:
         valid = valid & xp.isfinite(cov.sum((-1, -2)))
     distorts = len(camera.distortion) > 0 and bool((abs(as_float_array(camera.distortion)) > 0).any())
-    normal = None
+    normal: Any = None
     if distorts:
         with np.errstate(all="ignore"):
             normal = camera.normalise(px)

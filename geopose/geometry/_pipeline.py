@@ -11,16 +11,20 @@ import torch
 from geopose.geometry._arrays import Array, back_to_numpy
 from geopose.geometry._correspondences import Problem, prepare
 from geopose.geometry._pnp_options import PnPOptions
+from geopose.geometry._verdict import FEW, judge, last_words, screen
 from geopose.geometry.ambiguity import distinct, laplace_log_weight, two_starts
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
-from geopose.geometry.ransac import chance_of_distance, hypothesise, log_false_alarms, optimise, squared_residuals
+from geopose.geometry.ransac import (
+    chance_of_distance,
+    hypothesise,
+    log_false_alarms,
+    optimise,
+    squared_residuals,
+)
 from geopose.geometry.refine import LMResult, Reprojection, fast_pose, levenberg_marquardt, namespace
 
-
-_FEW = "{} finite correspondences of {}; three leave up to four poses, from four on a pose can be checked"
 _FIRST_STEPS = 8  # steps after which a fit to all points must look plausible
-_FAR = 1e8  # object sizes; a pose farther away comes from pixels that are all alike
 _RIVAL = 40.0  # squared standard deviations; a pose this much worse is no rival (e^-20)
 
 
@@ -59,7 +63,7 @@ def _cut(found: Found, batch: int, n: int, obj: Array, px: Array) -> Found:
         found.count[:batch],
         np.zeros((batch, n), bool),
         found.status[:batch],
-        np.array([_FEW.format(i, n) for i in number] + [None], dtype=object)[:batch],
+        np.array([FEW.format(i, n) for i in number] + [None], dtype=object)[:batch],
     )
 
 
@@ -70,7 +74,7 @@ def _solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: Pn
         pin = problem.pinhole
         weight = pin.whiten[..., 0, :] * pin.whiten[..., 2, :]
         starts, variances = two_starts(pin.points, pin.xy, weight)
-        status, reason, different = _screen(problem, variances)
+        status, reason, different = screen(problem, variances)
         limit = _chi2_limit(2.0 * problem.valid.sum(-1) - 6)
         found = _first_look(problem.exact, starts, limit, options)
         d2 = squared_residuals(problem.exact, _take(xp, found.pose, found.cost))
@@ -86,8 +90,16 @@ def _solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: Pn
                 xp, search, (pose, cost, information, converged, inlier), (more, inlier_s)
             )
             mirrored = back_to_numpy(_fits_mirrored(problem, search, limit, settled, options))
-            _judge(
-                problem, search, back_to_numpy(inlier_s), log_nfa, mirrored, options, status, reason, different
+            judge(
+                problem,
+                search,
+                back_to_numpy(inlier_s),
+                log_nfa,
+                mirrored,
+                options,
+                status,
+                reason,
+                different,
             )
         candidates = (pose, cost, information, converged)
         return _finish(problem, *candidates, inlier, camera, options, status, reason, different)
@@ -96,8 +108,8 @@ def _solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: Pn
 def _first_look(problem: Reprojection, starts: Pose, limit: Array, options: PnPOptions) -> LMResult:
     """Both starts (2, B) refined on all points, as if there were no outliers.
 
-    A start is given up once the other one has converged to a plausible cost that it is far from; if neither is
-    plausible after a few steps the search among outliers takes over.
+    A start is given up once the other one has converged to a plausible cost that it is far from; if neither
+    is plausible after a few steps the search among outliers takes over.
     """
 
     def hopeless(cost: Array, converged: Array) -> Array:
@@ -155,29 +167,6 @@ def _chi2_limit(dof: Array) -> Array:
     return xp.where(dof > 0, dof * (1 - d + 4 * xp.sqrt(d)) ** 3, 1e-6)
 
 
-def _screen(problem: Problem, variances: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Status and reason of what no solver can help, and the number of different object points."""
-    valid = back_to_numpy(problem.valid)
-    key = back_to_numpy(problem.pinhole.points)
-    key = 0.5377 * key[..., 0, :] + 0.8339 * key[..., 1, :] + 0.1237 * key[..., 2, :]
-    key = np.sort(np.where(valid, key, np.inf), -1)
-    fresh = (key[..., 1:] - key[..., :-1] > 1e-9) & np.isfinite(key[..., 1:])
-    number = valid.sum(-1)
-    different = np.where(number > 0, 1 + fresh.sum(-1), 0)
-    variances = back_to_numpy(variances)
-    status, reason = np.full(len(valid), "ok", dtype="<U16"), np.full(len(valid), "", dtype=object)
-    line = ~(variances[..., 1] > 1e-10 * variances[..., 2])
-    for i in np.flatnonzero((number < 3) | line):
-        few = number[i] < 3
-        status[i] = "too_few_points" if few else "degenerate"
-        reason[i] = (
-            _FEW.format(number[i], valid.shape[1])
-            if few
-            else f"the {different[i]} different object points lie on one line: the turn about it cannot be seen"
-        )
-    return status, reason, different
-
-
 def _search(
     problem: Problem, items: np.ndarray, options: PnPOptions, seed: int
 ) -> tuple[LMResult, Array, np.ndarray]:
@@ -228,7 +217,9 @@ def _merge(xp: Any, items: np.ndarray, old: tuple[Any, ...], new: tuple[LMResult
     return pose, cost, information, converged, inlier
 
 
-def _fits_mirrored(problem: Problem, items: np.ndarray, limit: Array, settled: Array, options: PnPOptions) -> Array:
+def _fits_mirrored(
+    problem: Problem, items: np.ndarray, limit: Array, settled: Array, options: PnPOptions
+) -> Array:
     """(S,) bool: all points of the items fit if the object is mirrored, and do not as they are."""
     xp = namespace(limit)
     pick = torch.as_tensor(items, device=limit.device) if xp is torch else items
@@ -237,38 +228,6 @@ def _fits_mirrored(problem: Problem, items: np.ndarray, limit: Array, settled: A
     starts, _ = two_starts(exact.points, pin.xy, pin.whiten[..., 0, :] * pin.whiten[..., 2, :])
     found = _first_look(exact, starts, limit[pick], options)
     return (found.cost < limit[pick]).any(0) & ~settled[pick]
-
-
-def _judge(
-    problem: Problem,
-    items: np.ndarray,
-    inlier: np.ndarray,
-    log_nfa: np.ndarray,
-    mirrored: np.ndarray,
-    options: PnPOptions,
-    status: np.ndarray,
-    reason: np.ndarray,
-    different: np.ndarray,
-) -> None:
-    """Write `no_consensus` where the inliers are no more than chance."""
-    valid = back_to_numpy(problem.valid)[items]
-    for i, item in enumerate(items):
-        k, n = int(inlier[i].sum()), int(valid[i].sum())
-        if different[item] == 3:
-            if k < n:
-                status[item], reason[item] = "no_consensus", "no pose fits the three different points"
-            continue
-        if mirrored[i]:
-            status[item] = "no_consensus"
-            reason[item] = "no pose fits all points, but one of their mirror image does: is an axis flipped?"
-            continue
-        if k == n or log_nfa[i] < np.log(options.max_false_alarms):
-            continue
-        status[item] = "no_consensus"
-        reason[item] = (
-            f"the best pose fits {k} of {n} points within {options.gate_sigma:g} standard deviations, "
-            f"no more than chance (about {np.exp(min(log_nfa[i], 50)):.2g} poses would do as well on random pixels)"
-        )
 
 
 def _finish(
@@ -300,7 +259,9 @@ def _finish(
         weight = _weights(pose, cost, information, covariance, keep)
         order = xp.argsort(-weight[1:], 0) + 1  # repeated optima weigh nothing: rivals come first
         order = xp.concatenate([order[:1] * 0, order])
-        pose, (weight, covariance, converged, cost) = _reorder(order, pose, weight, covariance, converged, cost)
+        pose, (weight, covariance, converged, cost) = _reorder(
+            order, pose, weight, covariance, converged, cost
+        )
     lost = (status == "too_few_points") | (status == "degenerate")
     if lost.any():  # no pose at all
         i = torch.as_tensor(lost, device=cost.device) if xp is torch else lost
@@ -313,8 +274,9 @@ def _finish(
         shift = covariance @ (J.reshape((*J.shape[:-2], -1)) @ focal)
         covariance = covariance + camera.focal_rel_std**2 * (shift @ shift.mT)
     rms = _rms(problem, pose, inlier)
-    numbers = (back_to_numpy(a) for a in (weight, covariance[0], converged[0], cost[0], pose.t[0]))
-    _last_words(status, reason, different, *numbers, options)
+    weights, variances = back_to_numpy(weight), back_to_numpy(covariance[0][:, range(6), range(6)])
+    fit = back_to_numpy(xp.where(converged[0], cost[0], xp.where(xp.isfinite(cost[0]), xp.nan, xp.inf)))
+    last_words(status, reason, different, weights, variances, fit, back_to_numpy(pose.t[0]), options)
     # back to the caller's object frame and unit
     s, c = problem.size, problem.centre
     pose = fast_pose(pose.R, pose.t * s[..., None] - (pose.R @ c[..., None])[..., 0])
@@ -327,9 +289,9 @@ def _finish(
 def _reorder(order: Array, pose: Pose, *arrays: Array) -> tuple[Pose, list[Array]]:
     """Candidates (K, B) taken in `order` (K, B)."""
     if order.shape[1] == 1:
-        order, rows = order[:, 0], slice(None)
-    else:
-        rows = np.arange(order.shape[1]) if isinstance(order, np.ndarray) else torch.arange(order.shape[1])
+        only = order[:, 0]
+        return fast_pose(pose.R[only], pose.t[only]), [a[only] for a in arrays]
+    rows = np.arange(order.shape[1]) if isinstance(order, np.ndarray) else torch.arange(order.shape[1])
     return fast_pose(pose.R[order, rows], pose.t[order, rows]), [a[order, rows] for a in arrays]
 
 
@@ -369,44 +331,3 @@ def _rms(problem: Problem, pose: Pose, inlier: Array) -> Array:
     squared = (eu * problem.to_px[0]) ** 2 + (ev * problem.to_px[1]) ** 2
     number = inlier.sum(-1)
     return xp.sqrt(xp.where(inlier, squared, 0.0).sum(-1) / xp.where(number > 0, number, 1))
-
-
-def _last_words(
-    status: np.ndarray,
-    reason: np.ndarray,
-    different: np.ndarray,
-    weight: np.ndarray,
-    covariance: np.ndarray,
-    converged: np.ndarray,
-    cost: np.ndarray,
-    t: np.ndarray,
-    options: PnPOptions,
-) -> None:
-    """Write the statuses that the best pose earns, where nothing worse is written yet."""
-    variance = covariance[:, range(6), range(6)]
-    turn = np.sqrt(variance[:, 3:].sum(-1))
-    distance = np.sqrt((t * t).sum(-1))
-    vague = ~(turn < 1.0) | ~(np.sqrt(variance[:, :3].sum(-1)) < distance) | ~(distance < _FAR)
-    rival = weight[1:].sum(0) >= options.ambiguous_weight
-    odd = ~np.isfinite(cost) | vague | (different == 3) | ~converged | rival
-    for i in np.flatnonzero(odd & (status == "ok")):
-        rivals = int((weight[1:, i] > 1e-4).sum())
-        if not np.isfinite(cost[i]):
-            status[i], reason[i] = "no_consensus", "no pose has the points in front of the camera"
-        elif vague[i]:
-            status[i] = "degenerate"
-            reason[i] = (
-                f"the pose is not determined: standard deviations are {np.degrees(turn[i]):.3g} degrees of rotation "
-                f"and {np.sqrt(variance[i, :3].sum()) / distance[i]:.3g} of the distance, {distance[i]:.3g} object sizes"
-            )
-        elif different[i] == 3:
-            status[i] = "ambiguous" if rivals else "too_few_points"
-            reason[i] = f"three different points: {rivals + 1} pose(s) fit them and nothing is left to check by"
-        elif not converged[i]:
-            status[i], reason[i] = "not_converged", f"no minimum within {options.max_iterations} steps"
-        else:
-            status[i] = "ambiguous"
-            reason[i] = (
-                f"{rivals + 1} poses explain the points about as well; "
-                f"the returned one has probability {weight[0, i]:.2f}"
-            )

@@ -12,15 +12,18 @@ class PnPOptions:
     """Settings of `solve_pnp`.
 
     noise_px: standard deviation, pixels per axis, of every point when no `cov_px` is given.
-    gate_sigma: a point farther than this from its projection is an outlier, standard deviations (Mahalanobis). Five
-        is generous: a Gaussian point is lost once in 270,000, because networks understate their covariances.
-    kernel, kernel_sigma: robust kernel of the last fit to the inliers ("none", "huber", "cauchy", "geman_mcclure")
-        and its scale in standard deviations. "none" is the most exact for Gaussian errors, "cauchy" for heavy tails.
+    gate_sigma: a point farther than this from its projection is an outlier, standard deviations
+        (Mahalanobis). Five is generous: a Gaussian point is lost once in 270,000, because networks understate
+        their covariances.
+    kernel, kernel_sigma: robust kernel of the last fit to the inliers ("none", "huber", "cauchy",
+        "geman_mcclure") and its scale in standard deviations. "none" is the most exact for Gaussian errors,
+        "cauchy" for heavy tails.
     max_samples: three-point samples of the robust search; all triplets are tried where there are fewer.
     max_false_alarms: accept a pose with outliers when fewer poses than this, in expectation, would fit random
         pixels as well.
     ambiguous_weight: `ambiguous` when the alternatives together reach this posterior probability.
-    max_iterations, tolerance: of Levenberg-Marquardt; it stops at a step this short, standard deviations of the pose.
+    max_iterations, tolerance: of Levenberg-Marquardt; it stops at a step this short, standard deviations of
+    the pose.
     """
 
     noise_px: float = 1.0

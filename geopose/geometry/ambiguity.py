@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from geopose.geometry._arrays import Array
 from geopose.geometry.p3p import _cross
@@ -14,19 +13,20 @@ from geopose.geometry.refine import fast_pose, namespace
 
 
 def two_starts(points: Array, xy: Array, weights: Array) -> tuple[Pose, Array]:
-    """Both weak-perspective poses, batch (2, ...), and the variances (..., 3) of the points along their axes, rising.
+    """Both weak-perspective poses, batch (2, ...), and the rising variances (..., 3) along the points' axes.
 
     Args:
         points: (..., 3, N) object frame.
         xy: (..., 2, N) normalised image coordinates (z = 1 plane).
         weights: (..., N), not negative; zero leaves a point out.
     Notes:
-        The points are projected onto their two principal axes (p, q); least squares gives the 2x2 map M from there
-        to the image, seen along the mean ray. M = s [r1 r2] lacks the third row (a, b) of the two rotation columns:
-        they have equal length and are orthogonal, so (a + ib)^2 = |m2|^2 - |m1|^2 - 2i m1.m2, whose two square
-        roots are the two poses (Poelman and Kanade, PAMI 1997, for the planar case; Collins and Bartoli, "IPPE",
-        IJCV 2014). The third axis, not correlated with the first two, does not disturb M. Coplanar points and
-        N = 3 are no special cases. Collinear points give NaN or nonsense: look at the second variance.
+        The points are projected onto their two principal axes (p, q); least squares gives the 2x2 map M from
+        there to the image, seen along the mean ray. M = s [r1 r2] lacks the third row (a, b) of the two
+        rotation columns: they have equal length and are orthogonal, so (a + ib)^2 = |m2|^2 - |m1|^2 - 2i
+        m1.m2, whose two square roots are the two poses (Poelman and Kanade, PAMI 1997, for the planar case;
+        Collins and Bartoli, "IPPE", IJCV 2014). The third axis, not correlated with the first two, does not
+        disturb M. Coplanar points and N = 3 are no special cases. Collinear points give NaN or nonsense: look
+        at the second variance.
     """
     xp = namespace(points)
     with np.errstate(all="ignore"):
@@ -70,7 +70,7 @@ def two_starts(points: Array, xy: Array, weights: Array) -> tuple[Pose, Array]:
 
 
 def _turn_to_axis(xp: Any, ray: Array) -> Array:
-    """The rotation (..., 3, 3) by the shortest way that takes the unit `ray` (..., 3), z > 0, to (0, 0, 1)."""
+    """The shortest rotation (..., 3, 3) that takes the unit `ray` (..., 3), z > 0, to (0, 0, 1)."""
     x, y, z = ray[..., 0], ray[..., 1], ray[..., 2]
     k = 1 / (1 + z)
     xy = -k * x * y
@@ -80,7 +80,7 @@ def _turn_to_axis(xp: Any, ray: Array) -> Array:
 
 
 def distinct(poses: Pose, best: Pose, covariance: Array) -> Array:
-    """(K, ...) bool: which of the poses (K, ...) differ from `best` (...) by more than a tenth of a standard deviation.
+    """(K, ...) bool: which of the poses (K, ...) are more than 0.1 standard deviations from `best` (...).
 
     `covariance` (..., 6, 6) is that of `best`. Differences under 1e-6 (radians, of the distance) never count.
     """
@@ -96,10 +96,10 @@ def distinct(poses: Pose, best: Pose, covariance: Array) -> Array:
 
 
 def laplace_log_weight(cost: Array, information: Array) -> Array:
-    """(...) logarithm of exp(-cost / 2) sqrt(det covariance), the posterior mass of a local optimum up to a constant.
+    """(...) log of exp(-cost / 2) sqrt(det covariance), the posterior mass of an optimum up to a constant.
 
-    cost: (...) sum of squared whitened residuals; information: (..., 6, 6) inverse covariance. The prior is flat
-    in the tangent space. NaN becomes -inf.
+    cost: (...) sum of squared whitened residuals; information: (..., 6, 6) inverse covariance. The prior is
+    flat in the tangent space. NaN becomes -inf.
     """
     xp = namespace(cost)
     sign, logdet = xp.linalg.slogdet(information)

@@ -15,8 +15,12 @@ from geopose.geometry.rotation import procrustes
 
 _PLANAR = 1e-8  # ratio of variances across and along a plane under which points count as coplanar
 _POLISH = 10  # Gauss-Newton steps on the coefficients
-# products of coefficients solved for linearly, one list a guess, and whether the first sign is kept; EPnP section 4
-_SOLID = (((0, 0), (0, 1), (0, 2), (0, 3)), ((0, 0), (0, 1), (1, 1)), ((0, 0), (0, 1), (1, 1), (0, 2), (1, 2)))
+# products of coefficients that each guess solves for linearly
+_SOLID = (
+    ((0, 0), (0, 1), (0, 2), (0, 3)),
+    ((0, 0), (0, 1), (1, 1)),
+    ((0, 0), (0, 1), (1, 1), (0, 2), (1, 2)),
+)
 _FLAT = (((0, 0),), ((0, 0), (0, 1), (1, 1)))
 
 
@@ -30,12 +34,13 @@ def epnp(points_obj: Array, xy: Array, weights: Array | None = None) -> Pose:
     Raises:
         ValueError: on shapes that do not match or N < 4.
     Notes:
-        Lepetit, Moreno-Noguer and Fua, "EPnP", IJCV 2009: points as weighted sums of control points (eq. 1-2), the
-        linear system of the image (eq. 5-7), coefficients of its null vectors from the distances between control
-        points (eq. 10-14) and Gauss-Newton on them (eq. 15); the guess of least reprojection error wins. Coplanar
-        points get three control points instead of four. With N = 4 in general position the system has four null
-        vectors and the guesses often fail: there the three-point poses of the four triplets compete as well. Not `solve_pnp`'s start: on planes it misses the better of
-        two poses in about half of the noisy cases.
+        Lepetit, Moreno-Noguer and Fua, "EPnP", IJCV 2009: points as weighted sums of control points (eq.
+        1-2), the linear system of the image (eq. 5-7), coefficients of its null vectors from the distances
+        between control points (eq. 10-14) and Gauss-Newton on them (eq. 15); the guess of least reprojection
+        error wins. Coplanar points get three control points instead of four. With N = 4 in general position
+        the system has four null vectors and the guesses often fail: there the three-point poses of the four
+        triplets compete as well. An algebraic error is not the likelihood: on noisy data refine the result,
+        and on planes expect the wrong one of two poses now and then. `solve_pnp` starts elsewhere.
     """
     return Pose(*_epnp(points_obj, xy, weights))
 
@@ -46,7 +51,8 @@ def _epnp(points_obj: Array, xy: Array, weights: Array | None) -> tuple[Array, A
     check_last("xy", xy, None, 2)
     n = points_obj.shape[-2]
     if xy.shape[-2] != n or n < 4:
-        raise ValueError(f"points_obj, xy: expected the same number (>= 4) of points, got {n} and {xy.shape[-2]}")
+        got = f"{n} and {xy.shape[-2]}"
+        raise ValueError(f"points_obj, xy: expected the same number (>= 4) of points, got {got}")
     lead = torch.broadcast_shapes(points_obj.shape[:-2], xy.shape[:-2])
     points = points_obj.double().expand(*lead, n, 3).reshape(-1, n, 3)
     image = xy.double().expand(*lead, n, 2).reshape(-1, n, 2)
@@ -72,14 +78,15 @@ def _epnp(points_obj: Array, xy: Array, weights: Array | None) -> tuple[Array, A
             if n == 4:
                 R_4, t_4, error_4 = _four(points[i], image[i], w[i])
                 better = error_4 < error
-                R[i], t[i] = torch.where(better[:, None, None], R_4, R[i]), torch.where(better[:, None], t_4, t[i])
+                R[i] = torch.where(better[:, None, None], R_4, R[i])
+                t[i] = torch.where(better[:, None], t_4, t[i])
     return R.reshape(*lead, 3, 3).to(xy.dtype), t.reshape(*lead, 3).to(xy.dtype)
 
 
 def _solve(
     points: Array, image: Array, w: Array, centre: Array, spread: Array, guesses: Any
 ) -> tuple[Array, Array, Array]:
-    """R (B, 3, 3), t (B, 3), error (B,) of points of one kind; `spread` (B, 3, C-1) leads from the centre to the controls."""
+    """R (B, 3, 3), t (B, 3), error (B,); `spread` (B, 3, C-1) leads from the centre to the controls."""
     batch, n, _ = points.shape
     controls = torch.cat([centre[:, None], centre[:, None] + spread.mT], 1)  # (B, C, 3)
     count = controls.shape[1]
@@ -106,7 +113,8 @@ def _solve(
         error = _error(R, t, points, image, w)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
-        best_R, best_t = torch.where(better[:, None, None], R, best_R), torch.where(better[:, None], t, best_t)
+        best_R = torch.where(better[:, None, None], R, best_R)
+        best_t = torch.where(better[:, None], t, best_t)
     return best_R, best_t, best_error
 
 
@@ -131,9 +139,7 @@ def _guess(gram: Array, rho: Array, pairs: tuple[tuple[int, int], ...]) -> Array
     """Coefficients (B, K) from the products beta_i beta_j named in `pairs`, the others taken as zero."""
     columns = [gram[..., i, j] * (1 if i == j else 2) for i, j in pairs]
     system = torch.stack(columns, -1)  # (B, P, products)
-    products = dict(
-        zip(pairs, (torch.linalg.pinv(system) @ rho[..., None])[..., 0].unbind(-1), strict=True)
-    )
+    products = dict(zip(pairs, (torch.linalg.pinv(system) @ rho[..., None])[..., 0].unbind(-1), strict=True))
     sign = torch.where(products[0, 0] < 0, -1.0, 1.0)
     products = {k: v * sign for k, v in products.items()}
     first = products[0, 0].clamp(min=1e-300).sqrt()

@@ -12,7 +12,7 @@ Array = Any
 
 
 def p3p(points_obj: Array, bearings: Array) -> tuple[Array, Array]:
-    """Rotations (..., 4, 3, 3) and translations (..., 4, 3) of `cam_from_obj`, every solution, NaN where there is none.
+    """Every `cam_from_obj` of three points: rotations (..., 4, 3, 3), translations (..., 4, 3), NaN for none.
 
     Args:
         points_obj: (..., 3, 3) three points, one a row, object frame, any unit.
@@ -57,7 +57,7 @@ def _cross(xp: Any, a: Array, b: Array) -> Array:
 
 
 def _triangle_frame(xp: Any, points: Array) -> Array:
-    """(..., 3, 3) right-handed orthonormal columns: along side 12, in the plane, normal; of points (..., 3, 3) in rows."""
+    """(..., 3, 3) orthonormal columns: along side 12, in the plane, normal; of points (..., 3, 3) in rows."""
     e1 = points[..., 1, :] - points[..., 0, :]
     e3 = _cross(xp, e1, points[..., 2, :] - points[..., 0, :])
     e1 = e1 / xp.sqrt(_square(e1))[..., None]

@@ -1,4 +1,4 @@
-"""solve_pnp: the pose of a camera from points, with its uncertainty, its rivals and a reason when there is none."""
+"""solve_pnp: a pose from points, with its uncertainty, its rivals, and a reason when there is none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Alternative", "PnPOptions", "PnPResult", "solve_pnp"]
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another local optimum: pose, covariance (..., 6, 6), posterior probability `weight` (...), rms_px (...).
+    """Another local optimum: pose, covariance (..., 6, 6), posterior probability `weight` (...), rms_px.
 
     In a batch, items without one hold NaN and weight 0.
     """
@@ -36,10 +36,10 @@ class Alternative:
 class PnPResult:
     """What `solve_pnp` found.
 
-    pose: `cam_from_obj`, batch (...), NaN where there is none. covariance: (..., 6, 6) in the order (rho, phi),
-    metres and radians, left (camera-frame) tangent. inliers: (..., N) bool. status, reason: strings, for a batch
-    arrays of strings (...). rms_px: (...) root mean square pixel distance of the inliers. alternatives: other
-    local optima, likeliest first; their weights and that of `pose` sum to one.
+    pose: `cam_from_obj`, batch (...), NaN where there is none. covariance: (..., 6, 6) in the order (rho,
+    phi), metres and radians, left (camera-frame) tangent. inliers: (..., N) bool. status, reason: strings,
+    for a batch arrays of strings (...). rms_px: (...) root mean square pixel distance of the inliers.
+    alternatives: other local optima, likeliest first; their weights and that of `pose` sum to one.
     """
 
     pose: Pose
@@ -60,28 +60,31 @@ def solve_pnp(
     options: PnPOptions = PnPOptions(),  # noqa: B008 (frozen)
     generator: np.random.Generator | torch.Generator | None = None,
 ) -> PnPResult:
-    """The pose `cam_from_obj` of greatest likelihood, found among outliers and rival poses, or the reason for none.
+    """The pose `cam_from_obj` of greatest likelihood among outliers and rival poses, or the reason for none.
 
     Args:
         points_obj: (..., N, 3) object frame, metres (any unit: translation comes in the same one).
-        points_px: (..., N, 2) pixels. A correspondence that is not finite is missing. Lists and integers will do.
+        points_px: (..., N, 2) pixels. A correspondence that is not finite is missing. Lists and integers will
+        do.
         camera: its leading dimensions broadcast against those of the points.
-        cov_px: (..., N, 2, 2) covariance of each point, pixels^2. None: `options.noise_px` on both axes, one pixel
-            unless said otherwise: every test and the covariance of the pose rely on it.
+        cov_px: (..., N, 2, 2) covariance of each point, pixels^2. None: `options.noise_px` on both axes, one
+            pixel unless said otherwise: every test and the covariance of the pose rely on it.
         options: see `PnPOptions`.
         generator: source of the random samples; None always draws the same ones.
     Returns:
-        PnPResult in the kind (numpy, torch) and floating dtype of the input. `status` is `ok`, `too_few_points`
-        (under three, or three with nothing to check them), `degenerate` (collinear points, or a view that does not
-        determine the pose), `ambiguous` (rival poses of comparable probability), `no_consensus` (no pose fits more
-        points than chance would) or `not_converged`.
+        PnPResult in the kind (numpy, torch) and floating dtype of the input. `status` is `ok`,
+        `too_few_points` (under three, or three with nothing to check them), `degenerate` (collinear points,
+        or a view that does not determine the pose), `ambiguous` (rival poses of comparable probability),
+        `no_consensus` (no pose fits more points than chance would) or `not_converged`.
     Raises:
-        ValueError: shapes that do not match, covariances that are not positive definite, a camera that is none.
+        ValueError: shapes that do not match, covariances that are not positive definite, a camera that is
+            none.
     Notes:
-        Two weak-perspective starts are refined together by Levenberg-Marquardt. Where the better one leaves a point
-        outside the gate, three-point poses are searched (`hypothesise`), and accepted if significant
-        (`log_false_alarms`). With torch inputs the pose is differentiable in points_obj, points_px, cov_px and the
-        camera through the implicit function theorem at the optimum, inliers held fixed; all else is detached.
+        Two weak-perspective starts are refined together by Levenberg-Marquardt. Where the better one leaves a
+        point outside the gate, three-point poses are searched (`hypothesise`), and accepted if significant
+        (`log_false_alarms`). With torch inputs the pose is differentiable in points_obj, points_px, cov_px
+        and the camera through the implicit function theorem at the optimum, inliers held fixed; all else is
+        detached.
     """
     arrays = check(points_obj, points_px, camera, cov_px)
     tensors = [a for a in (*arrays, *camera._array_leaves()) if isinstance(a, torch.Tensor)]
@@ -89,7 +92,8 @@ def solve_pnp(
         (a.dtype for a in (points_px, points_obj) if "float" in str(getattr(a, "dtype", ""))), np.float64
     )
     lead, data = flatten(*arrays, camera)
-    result = _unflatten(solve(*data, options, seed_of(generator)), lead)
+    obj, px, cov, lens = data
+    result = _unflatten(solve(obj, px, cov, lens, options, seed_of(generator)), lead)
     if not tensors:
         return result if dtype == np.float64 else _convert(result, lambda a: _as_dtype(a, dtype))
     device = tensors[0].device
@@ -156,7 +160,7 @@ def _attach(
 ) -> PnPResult:
     """The float64 torch result with the poses put into the graph of the inputs."""
     obj, px, cov = (None if a is None else to_tensor(a).to(device, torch.float64) for a in arrays)
-    if cov is None:
+    if cov is None and px is not None:
         cov = options.noise_px**2 * torch.eye(2, dtype=torch.float64, device=device).expand(
             *px.shape[:-1], 2, 2
         )

@@ -1,4 +1,4 @@
-"""Robust estimation: minimal samples, truncated scores in standard deviations, local optimisation, significance."""
+"""Robust estimation: minimal samples, truncated scores, local optimisation, significance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK = 4_000_000  # numbers in one array of scores
 
 
 def sample_triplets(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
-    """(H, 3) int, H <= `most`, distinct triplets of range(count): all of them in random order, or a random choice."""
+    """(H, 3) int, H <= `most`, triplets of range(count): all of them in random order, or a random choice."""
     if count < 3:
         return np.zeros((0, 3), int)
     if math.comb(count, 3) <= 4 * most:
@@ -38,9 +38,9 @@ def hypothesise(problem: Reprojection, gate: float, most: int, keep: int, seed: 
         most: samples per item.
         seed: of the samples. An item's samples depend on it and on the item's number of points only.
     Notes:
-        Every sample gives up to four poses (`p3p`), every pose is scored on every point at once: MSAC (Torr and
-        Zisserman 2000) in Mahalanobis units. The first block of samples ends the search where the best pose's
-        share e of inliers leaves a chance (1 - e^3)^H below 1e-6 of never having drawn three inliers.
+        Every sample gives up to four poses (`p3p`), every pose is scored on every point at once: MSAC (Torr
+        and Zisserman 2000) in Mahalanobis units. The first block of samples ends the search where the best
+        pose's share e of inliers leaves a chance (1 - e^3)^H below 1e-6 of never having drawn three inliers.
     """
     xp = namespace(problem.points)
     weight = problem.whiten[..., 0, :]
@@ -50,7 +50,8 @@ def hypothesise(problem: Reprojection, gate: float, most: int, keep: int, seed: 
     }
     order = np.argsort(~valid, axis=-1, kind="stable")
     active = np.arange(len(valid))
-    best_pose, best_cost = None, None
+    best_pose: Pose | None = None
+    best_cost: Any = None
     for block in (slice(0, _BLOCK), slice(_BLOCK, most)):
         size = max((len(tables[n][block]) for n in valid[active].sum(-1).tolist()), default=0)
         if size == 0:
@@ -97,10 +98,10 @@ def _score_samples(problem: Reprojection, index: Array, gate: float, keep: int) 
 
 def _best(pose: Pose, cost: Array, keep: int) -> tuple[Pose, Array]:
     xp = namespace(cost)
-    if xp is np:
-        order = np.argsort(cost, axis=0, kind="stable")[:keep]
-    else:
-        order = torch.sort(cost, dim=0, stable=True)[1][:keep]
+    order: Any = (
+        np.argsort(cost, axis=0, kind="stable") if xp is np else torch.sort(cost, dim=0, stable=True)[1]
+    )
+    order = order[:keep]
     rows = _like(np.arange(cost.shape[1]), cost)[None]
     return fast_pose(pose.R[order, rows], pose.t[order, rows]), cost[order, rows]
 
@@ -149,8 +150,9 @@ def chance_of_distance(problem: Reprojection, d2: Array, valid: Array) -> np.nda
     Args:
         problem: pinhole problem; d2: (B, N) squared Mahalanobis distances; valid: (B, N) bool.
     Notes:
-        The ellipse through the point over the area where the points lie: a rectangle twice as wide and high as
-        their quartiles are apart, which is all of it for random pixels and does not follow a few far outliers.
+        The ellipse through the point over the area where the points lie: a rectangle twice as wide and high
+        as their quartiles are apart, which is all of it for random pixels and does not follow a few far
+        outliers.
     """
     xy, white, d2, valid = (_to_numpy(a) for a in (problem.xy, problem.whiten, d2, valid))
     xy = np.sort(np.where(valid[:, None], xy, np.inf), -1)
@@ -171,20 +173,22 @@ def log_false_alarms(chance: Array, inlier: Array, valid: Array) -> np.ndarray:
     """(...) logarithm of the number of point subsets expected to fit random pixels as well as the inliers do.
 
     Args:
-        chance: (..., N) in (0, 1]: how likely a random pixel lies as close to its projection as the point does.
+        chance: (..., N) in (0, 1]: how likely a random pixel lies as close to its projection as the point
+        does.
         inlier, valid: (..., N) bool.
     Notes:
-        After Moisan and Stival, "A probabilistic criterion to detect rigid point matches", IJCV 2004. A fitted pose
-        takes up three points, so k points within summed chance S have probability about S^m / m!, m = k - 3 (the
-        volume of a ball in 2m dimensions, times that of all poses' pictures, taken as one). There are C(n, k)
-        subsets and n - 3 choices of k: (n - 3) C(n, k) S^m / m!, the least over k. It leans to the strict side:
-        on random pixels about 0.5 % lie below 0.015. With three inliers: +inf.
+        After Moisan and Stival, "A probabilistic criterion to detect rigid point matches", IJCV 2004. A
+        fitted pose takes up three points, so k points within summed chance S have probability about S^m / m!,
+        m = k - 3 (the volume of a ball in 2m dimensions, times that of all poses' pictures, taken as one).
+        There are C(n, k) subsets and n - 3 choices of k: (n - 3) C(n, k) S^m / m!, the least over k. It leans
+        to the strict side: on random pixels about 0.5 % lie below 0.015. With three inliers: +inf.
     """
     chance, inlier, valid = (_to_numpy(a) for a in (chance, inlier, valid))
     n = np.maximum(valid.sum(-1), 3)[..., None]
     sums = np.cumsum(np.sort(np.where(inlier & valid, chance, np.inf), axis=-1), axis=-1)
     k = np.minimum(np.maximum(np.arange(1, sums.shape[-1] + 1), 3), n)
-    lf = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, max(sums.shape[-1], 4) + 1)))])  # log factorials
+    # log factorials
+    lf = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, max(sums.shape[-1], 4) + 1)))])
     with np.errstate(all="ignore"):
         value = np.log(n - 3) + lf[n] - lf[k] - lf[n - k] + (k - 3) * np.log(sums) - lf[k - 3]
     return np.where((np.arange(1, sums.shape[-1] + 1) > 3) & np.isfinite(sums), value, np.inf).min(-1)

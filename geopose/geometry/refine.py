@@ -2,8 +2,8 @@
 
 Arrays are numpy or torch, float64, with any leading dimensions; formulas are written once for both. Residuals
 come as (..., D, M): M observations of D components each, already divided by their standard deviations
-(whitened). A kernel acts on the squared length of one observation. Points lie on the last axis because that is
-three times as fast as (..., N, 3).
+(whitened). A kernel acts on the squared length of one observation. Points lie on the last axis because that
+is three times as fast as (..., N, 3).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ KERNELS = ("none", "truncated", "huber", "cauchy", "geman_mcclure")
 _TINY = 1e-300  # keeps an all-zero matrix from being singular
 _EYE = np.eye(3)
 # row i: the skew matrix of the i-th axis, flattened
-_GENERATORS = np.array([[0, 0, 0, 0, 0, -1.0, 0, 1, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0], [0, -1, 0, 1, 0, 0, 0, 0, 0]])
+_GENERATORS = np.array(
+    [[0.0, 0, 0, 0, 0, -1, 0, 1, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0], [0, -1, 0, 1, 0, 0, 0, 0, 0]]
+)
 _CURVATURE = 0.95  # most of a residual's curvature that a kernel may take away
 _DIFFERENCE = 1e-5  # radians, and share of the distance
 _START, _DOWN, _UP, _LOW, _HIGH = 1e-4, 0.1, 10.0, 1e-9, 1e6
@@ -74,10 +76,10 @@ def small_step(pose: Pose, xi: Array) -> Pose:
     Cayley's map R = I + 2 ([a]x + [a]x^2) / (1 + a.a) with a = phi/2 is exactly orthonormal.
     """
     half = xi[..., 3:] * 0.5
+    generators: Array = _GENERATORS
+    eye: Array = _EYE
     if isinstance(xi, torch.Tensor):
-        generators, eye = (torch.from_numpy(a).to(xi) for a in (_GENERATORS, _EYE))
-    else:
-        generators, eye = _GENERATORS, _EYE
+        generators, eye = torch.from_numpy(_GENERATORS).to(xi), torch.from_numpy(_EYE).to(xi)
     k = (half @ generators).reshape((*xi.shape[:-1], 3, 3))
     turn = eye + (2 / (1 + (half * half).sum(-1)))[..., None, None] * (k + k @ k)
     return fast_pose(turn @ pose.R, (turn @ pose.t[..., None])[..., 0] + xi[..., :3])
@@ -103,7 +105,7 @@ class Reprojection:
         return self._evaluate(pose, False)[0]
 
     def linearise(self, pose: Pose) -> tuple[Array, Array]:
-        """The residual (..., 2, N) and its derivative (..., 6, 2, N) with respect to the left tangent (rho, phi)."""
+        """The residual (..., 2, N) and its derivative (..., 6, 2, N) by the left tangent (rho, phi)."""
         return self._evaluate(pose, True)
 
     def select(self, keep: Array) -> Reprojection:
@@ -169,8 +171,11 @@ class Reprojection:
 
 @dataclass(frozen=True)
 class LMResult:
-    """What `levenberg_marquardt` found: pose, cost sum(rho) (...), information (..., 6, 6), half the Hessian, in tangent order,
-    converged (...) bool, iterations (the most that any item took)."""
+    """What `levenberg_marquardt` found.
+
+    pose; cost: (...) sum of rho; information: (..., 6, 6) half the Hessian, in tangent order; converged: (...)
+    bool; iterations: the most that any item took.
+    """
 
     pose: Pose
     cost: Array
@@ -194,18 +199,19 @@ def levenberg_marquardt(
     """The pose of least sum(rho(|r|^2)) near `pose`.
 
     Args:
-        residual_fn: pose -> whitened residuals (..., D, M). None: `jacobian_fn` is called for trial steps too,
-            which is cheaper when most steps succeed.
-        jacobian_fn: pose -> (residuals (..., D, M), derivatives (..., 6, D, M)) with respect to the left tangent
-            (rho, phi). Observations that do not count are zero in both. An infinite residual forbids a step.
+        residual_fn: pose -> whitened residuals (..., D, M). None: `jacobian_fn` is called for trial steps
+            too, which is cheaper when most steps succeed.
+        jacobian_fn: pose -> (residuals (..., D, M), derivatives (..., 6, D, M)) with respect to the left
+            tangent (rho, phi). Observations that do not count are zero in both. An infinite residual forbids
+            a step.
         pose: starts, batch (...); numpy or torch float64.
         kernel, scale: see `robust`; `scale` in standard deviations.
         max_iterations: most trial steps.
         tolerance: an item stops when its next step is shorter than this, in standard deviations of the pose.
         stop_fn: (cost, converged) -> (...) bool, items to give up; asked once any item has converged.
     Notes:
-        Marquardt 1963 with the scaling of the diagonal. Every item has its own damping, accepts only steps that
-        lower its own cost, and stops by itself; a NaN item leaves its neighbours bit-identical.
+        Marquardt 1963 with the scaling of the diagonal. Every item has its own damping, accepts only steps
+        that lower its own cost, and stops by itself; a NaN item leaves its neighbours bit-identical.
         The gradient is exact for every kernel; the Hessian leaves out the curvature of the residual.
     """
     xp = namespace(pose.R)
@@ -261,8 +267,8 @@ def _squares(r: Array) -> Array:
 def _normal_equations(xp: Any, r: Array, J: Array, kernel: str, scale: float) -> tuple[Array, Array, Array]:
     """Cost (...), half the Hessian (..., 6, 6) and half the gradient (..., 6).
 
-    The Hessian leaves out the curvature of the residual, not that of the kernel, which is limited so that it stays
-    positive (Triggs et al., "Bundle adjustment", 1999, section 4.3).
+    The Hessian leaves out the curvature of the residual, not that of the kernel, which is limited so that it
+    stays positive (Triggs et al., "Bundle adjustment", 1999, section 4.3).
     """
     if kernel == "none":
         flat = J.reshape((*J.shape[:-3], 6, -1))
@@ -297,9 +303,10 @@ def implicit_pose(
         counts: (..., N) bool, the points that entered the minimum.
         kernel, scale: see `robust`.
     Notes:
-        Implicit function theorem: at the minimum the gradient g(xi, theta) is zero, so d xi = -H^-1 (dg/dtheta)
-        d theta with the full Hessian H, here central differences of g. One Newton step whose value is cut off has
-        that derivative, at the memory of one evaluation. Items whose pose is not finite, or whose Hessian is singular, get no gradient.
+        Implicit function theorem: at the minimum the gradient g(xi, theta) is zero, so d xi = -H^-1
+        (dg/dtheta) d theta with the full Hessian H, here central differences of g. One Newton step whose
+        value is cut off has that derivative, at the memory of one evaluation. Items whose pose is not finite,
+        or whose Hessian is singular, get no gradient.
     """
     use = counts & torch.isfinite(pose.t).all(-1)[..., None]
     eye3 = torch.eye(3, dtype=pose.R.dtype, device=pose.R.device)
