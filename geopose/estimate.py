@@ -253,8 +253,8 @@ def model_of(cad: Any, unit: str | None = None) -> Path:
             path = checkpoint.find_model(load_cad(cad, each).content_hash)
         if path is not None:
             return path
-    name = cad if isinstance(cad, (str, Path)) else cad.source or cad.name
-    spell = f" --unit {units[0]}" if Path(str(name)).suffix else ""
+    name = cad if isinstance(cad, (str, Path)) else cad.source if Path(cad.source).is_file() else cad.name
+    spell = f" --unit {units[0] or cad.unit}" if Path(str(name)).is_file() and not _has_unit(name) else ""
     raise FileNotFoundError(
         f"no trained model of {str(name)!r}; train one: geopose train {name}{spell} --minutes 30"
     )

@@ -274,6 +274,7 @@ class _Run:
             "named_keypoints": self.model.named_keypoints,
             "symmetries": self.symmetries.to_json(),
             "options": options,
+            "command": self.options.command(self.model.source or self.model.name, str(self.out)),
             "seed": self.options.seed,
             "machine": machine(),
             "minutes": self.clock.elapsed() / 60,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from geopose.data.picture import SyntheticOptions
@@ -107,3 +107,19 @@ class TrainOptions:
             window_size=self.window_size,
             backgrounds=self.backgrounds,
         )
+
+    def command(self, cad: str, out: str) -> str:
+        """The command line of these options: settings that differ from the defaults, files without their folders."""
+        words = ["geopose", "train", Path(cad).name, "--out", Path(out).name]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default or field.name in ("restart", "quiet", "device", "workers"):
+                continue
+            flag = field.name.removesuffix("_deg").replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{'' if value else 'no-'}{flag}")
+            else:
+                values = value if isinstance(value, tuple) else (value,)
+                shown = (Path(v).name if field.name in ("start", "backgrounds") else v for v in values)
+                words += [f"--{flag}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in shown)]
+        return " ".join(words)

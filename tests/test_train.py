@@ -324,6 +324,9 @@ def test_a_whole_training_writes_a_model_that_estimates(
     assert meta["figures"]["images"] >= 4
     assert 0 <= meta["figures"]["found"] <= 1
     assert meta["images"]["keypoints"] >= 2
+    assert meta["command"].startswith(
+        "geopose train toy --out toy.geopose --minutes 0.03 --elevation 0 45 --no-pretrained"
+    )
     assert find_model(model.content_hash) == out
     estimate = PoseEstimator.load(out, "cpu").estimate(np.full((64, 96, 3), 90, np.uint8))
     assert estimate.status != "ok"
