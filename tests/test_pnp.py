@@ -211,6 +211,23 @@ def test_a_lost_neighbour_changes_no_bit(rng: np.random.Generator) -> None:
             np.testing.assert_array_equal(dirty.covariance[i], clean.covariance[i])
 
 
+def test_chunks_make_no_difference(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    points, px, _ = scenes(rng, 8, 5)
+    px[1, :3] = rng.uniform(0, 480, (3, 2))
+    points[3:, :, 2] = 0
+    cameras = Camera(np.full(5, 800.0), 800.0, 320.0, 240.0, (640, 480))
+    whole = solve_pnp(points, px, cameras)
+    monkeypatch.setattr("geopose.geometry._pipeline._CHUNK", 16)
+    monkeypatch.setattr("geopose.geometry.ransac._CHUNK", 1)
+    parts = solve_pnp(points, px, cameras)
+    np.testing.assert_array_equal(parts.pose.R, whole.pose.R)
+    np.testing.assert_array_equal(parts.covariance, whole.covariance)
+    np.testing.assert_array_equal(parts.status, whole.status)
+    assert len(parts.alternatives) == len(whole.alternatives)
+    for a, b in zip(parts.alternatives, whole.alternatives, strict=True):
+        np.testing.assert_array_equal(a.weight, b.weight)
+
+
 def test_shared_points_and_a_batch_of_cameras(rng: np.random.Generator) -> None:
     points, _, truth = scenes(rng, 10, 3)
     cameras = Camera(np.array([600.0, 800, 900]), 800.0, 320.0, 240.0, (640, 480))

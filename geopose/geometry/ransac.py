@@ -14,8 +14,8 @@ from geopose.geometry.p3p import p3p
 from geopose.geometry.pose import Pose
 from geopose.geometry.refine import Reprojection, fast_pose, levenberg_marquardt, namespace
 
-_BLOCK = 128  # samples of the first look; the rest are drawn only where it did not settle the matter
-_CHUNK = 4_000_000  # numbers in one array of scores
+_BLOCK = 128  # samples of the first look; more are drawn only where it did not settle the matter
+_CHUNK = 2_000_000  # residuals computed at once: bounds the memory
 
 
 def sample_triplets(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -39,7 +39,7 @@ def hypothesise(problem: Reprojection, gate: float, most: int, keep: int, seed: 
         seed: of the samples. An item's samples depend on it and on the item's number of points only.
     Notes:
         Every sample gives up to four poses (`p3p`), every pose is scored on every point at once: MSAC (Torr
-        and Zisserman 2000) in Mahalanobis units. The first block of samples ends the search where the best
+        and Zisserman 2000) in Mahalanobis units. Samples come in blocks; a block ends the search where the best
         pose's share e of inliers leaves a chance (1 - e^3)^H below 1e-6 of never having drawn three inliers.
     """
     xp = namespace(problem.points)
@@ -52,7 +52,7 @@ def hypothesise(problem: Reprojection, gate: float, most: int, keep: int, seed: 
     active = np.arange(len(valid))
     best_pose: Pose | None = None
     best_cost: Any = None
-    for block in (slice(0, _BLOCK), slice(_BLOCK, most)):
+    for block in _blocks(most):
         size = max((len(tables[n][block]) for n in valid[active].sum(-1).tolist()), default=0)
         if size == 0:
             break
@@ -60,8 +60,13 @@ def hypothesise(problem: Reprojection, gate: float, most: int, keep: int, seed: 
         for row, item in enumerate(active):
             table = tables[int(valid[item].sum())][block]
             index[row, : len(table)] = order[item][table]  # rows left at 0, 0, 0 give no pose
-        sub = problem if len(active) == len(valid) else problem.item(_like(active, problem.points))
-        pose, cost = _score_samples(sub, _like(index, problem.points), gate, keep)
+        step = max(1, _CHUNK // (4 * size * valid.shape[1]))
+        parts = []
+        for i in range(0, len(active), step):
+            sub = problem.item(_like(active[i : i + step], problem.points))
+            parts.append(_score_samples(sub, _like(index[i : i + step], problem.points), gate, keep))
+        pose = fast_pose(*(xp.concatenate([getattr(p, k) for p, _ in parts], 1) for k in ("R", "t")))
+        cost = xp.concatenate([c for _, c in parts], 1)
         if best_pose is None:
             best_pose, best_cost = pose, cost
         else:
@@ -71,13 +76,21 @@ def hypothesise(problem: Reprojection, gate: float, most: int, keep: int, seed: 
             best_pose.R[:, active], best_pose.t[:, active], best_cost[:, active] = pose.R, pose.t, cost
         d2 = squared_residuals(problem, fast_pose(best_pose.R[0], best_pose.t[0]))
         share = _to_numpy(((d2 < gate * gate) & (weight > 0)).sum(-1)) / np.maximum(valid.sum(-1), 1)
-        missed = (1 - share**3) ** _BLOCK
+        missed = (1 - share**3) ** block.stop
         active = np.flatnonzero(missed > 1e-6)
         if len(active) == 0:
             break
     if best_pose is None:
         raise ValueError("problem: expected an item with three points or more")
     return best_pose, best_cost
+
+
+def _blocks(most: int) -> list[slice]:
+    """Ranges that double the number of samples drawn so far, up to `most`."""
+    ends = [_BLOCK]
+    while ends[-1] < most:
+        ends.append(2 * ends[-1])
+    return [slice(a, min(b, most)) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _score_samples(problem: Reprojection, index: Array, gate: float, keep: int) -> tuple[Pose, Array]:
@@ -89,7 +102,10 @@ def _score_samples(problem: Reprojection, index: Array, gate: float, keep: int) 
     xy = problem.xy.mT[rows, index]
     rays = xp.concatenate([xy, xp.ones_like(xy[..., :1])], -1)
     R, t = p3p(points, rays)  # (B, H, 4, 3, 3)
-    pose = fast_pose(R.reshape((batch, count * 4, 3, 3)), t.reshape((batch, count * 4, 3)))
+    R, t = R.reshape((batch, count * 4, 3, 3)), t.reshape((batch, count * 4, 3))
+    none = xp.isnan(t[..., 0])  # about half: leave out what no item has
+    order = _stable(none * 1)[:, : max(int((~none).sum(-1).max()), min(keep, count * 4))]
+    pose = fast_pose(R[rows[..., 0], order], t[rows[..., 0], order])
     wide = Reprojection(problem.points[:, None], problem.xy[:, None], problem.whiten[:, None])
     cost = truncated_cost(wide, pose, gate)
     pose = fast_pose(xp.moveaxis(pose.R, 1, 0), xp.moveaxis(pose.t, 1, 0))
@@ -104,6 +120,13 @@ def _best(pose: Pose, cost: Array, keep: int) -> tuple[Pose, Array]:
     order = order[:keep]
     rows = _like(np.arange(cost.shape[1]), cost)[None]
     return fast_pose(pose.R[order, rows], pose.t[order, rows]), cost[order, rows]
+
+
+def _stable(values: Array) -> Any:
+    """Indices that sort the last axis; equals keep their order, in torch as in numpy."""
+    if isinstance(values, torch.Tensor):
+        return torch.sort(values, dim=-1, stable=True)[1]
+    return np.argsort(values, axis=-1, kind="stable")
 
 
 def squared_residuals(problem: Reprojection, pose: Pose) -> Array:
@@ -124,7 +147,7 @@ def truncated_cost(problem: Reprojection, pose: Pose, gate: float) -> Array:
 
 
 def optimise(problem: Reprojection, pose: Pose, gate: float, iterations: int) -> tuple[Pose, Array]:
-    """`pose` (K, B) moved to a local minimum of the truncated cost, and that cost.
+    """The better half of the poses (K, B) moved to a local minimum of the truncated cost, and that cost.
 
     A few steps under Geman-McClure's kernel first, whose wider basin takes in the inliers that a noisy
     three-point pose has lost.
@@ -132,14 +155,16 @@ def optimise(problem: Reprojection, pose: Pose, gate: float, iterations: int) ->
     soft = levenberg_marquardt(
         None, problem.linearise, pose, kernel="geman_mcclure", scale=gate, max_iterations=6, tolerance=0.1
     )
+    # the promising half
+    start, _ = _best(soft.pose, truncated_cost(problem, soft.pose, gate), (len(soft.cost) + 1) // 2)
     hard = levenberg_marquardt(
         None,
         problem.linearise,
-        soft.pose,
+        start,
         kernel="truncated",
         scale=gate,
         max_iterations=iterations,
-        tolerance=1e-2,
+        tolerance=0.05,
     )
     return hard.pose, hard.cost
 
