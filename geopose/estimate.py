@@ -32,6 +32,7 @@ from geopose.stages import Candidate, Reading, locate, read_crops
 Array = NDArray[np.float64]
 
 CANDIDATES = 3
+LEAST_CONFIDENCE = 0.5  # below it a pose is more likely wrong than right
 BEST_FEATURES = ("locator", "inliers", "precision", "agreement", "fit")
 
 
@@ -126,7 +127,7 @@ class PoseEstimator:
         pose = result.pose if np.isfinite(result.pose.t).all() and np.isfinite(result.pose.R).all() else None
         features = self.features(result, pose, reading, candidate, camera)
         confidence = confidence_of(features, self.calibration)
-        if status == "ok" and confidence < float(self.calibration.get("least_confidence", 0.1)):
+        if status == "ok" and confidence < float(self.calibration.get("least_confidence", LEAST_CONFIDENCE)):
             status = "no_consensus"
             reasons = (f"the pose does not explain the picture (confidence {confidence:.2f})", *reasons)
         box = projected_box(self.model.vertices, pose, camera) if pose is not None else None

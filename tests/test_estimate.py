@@ -1,0 +1,162 @@
+"""The whole way from a photograph to a pose, through the model that comes with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from geopose.cad.model import CadModel, load_cad
+from geopose.data.picture import SyntheticOptions
+from geopose.data.sample import ViewSpace
+from geopose.data.synthetic import SyntheticDataset
+from geopose.estimate import PoseEstimator, estimate_pose, model_of
+from geopose.geometry.camera import Camera
+from geopose.geometry.metrics import add, rotation_error
+from geopose.geometry.pose import Pose
+from geopose.stages import calibrated, cut_square
+
+
+@pytest.fixture(scope="module")
+def estimator() -> PoseEstimator:
+    return PoseEstimator.load(model_of("xwing"))
+
+
+@pytest.fixture(scope="module")
+def scenes(estimator: PoseEstimator) -> list[tuple[np.ndarray, Camera, Pose, np.ndarray]]:
+    """Six renders of a seed that no training used, the X-wing clearly in view."""
+    view = ViewSpace(elevation_deg=(-40, 40), roll_deg=(-40, 40))
+    options = SyntheticOptions(view=view, clutter=0.0, occluders=0.0, scene_range=(140.0, 300.0))
+    data = SyntheticDataset(
+        load_cad("xwing"), estimator.keypoints, estimator.symmetries, options, 777, "scene"
+    )
+    out = []
+    for i in (0, 1, 2, 7, 8, 9):
+        item = data[i]
+        camera = Camera.from_matrix(item["K"], options.scene_wh)
+        out.append((item["image"].transpose(1, 2, 0).copy(), camera, Pose(item["R"], item["t"]), item["box"]))
+    return out
+
+
+def test_poses_are_near_the_truth_and_unsure_ones_say_so(estimator: PoseEstimator, scenes: list) -> None:
+    """Bounds of the model as it is: far from exact, far from lost (a random rotation is 126 degrees off)."""
+    model = load_cad("xwing")
+    accepted = 0
+    for image, camera, truth, _ in scenes:
+        found = estimator.estimate(image, camera)
+        assert found.pose is not None
+        assert rotation_error(found.pose, truth) < np.deg2rad(20)
+        assert np.linalg.eigvalsh(found.covariance).min() > 0
+        assert (found.status == "ok") == (found.confidence >= 0.5)
+        if found.status == "ok":
+            assert add(found.pose, truth, model.vertices) < 0.4 * model.diameter
+            accepted += 1
+        else:
+            assert found.reasons
+    assert accepted >= 1
+
+
+def test_a_given_box_is_used(estimator: PoseEstimator, scenes: list) -> None:
+    image, camera, truth, box = scenes[0]
+    found = estimator.estimate(image, camera, box=box)
+    assert found.pose is not None
+    assert np.linalg.norm(found.pose.t - truth.t) < 0.1 * np.linalg.norm(truth.t)
+    elsewhere = (box + 320) % [560, 400, 560, 400]
+    elsewhere = np.concatenate([elsewhere[:2], elsewhere[:2] + 60])
+    away = estimator.estimate(image, camera, box=elsewhere)
+    assert away.status != "ok" or np.linalg.norm(away.pose.t - truth.t) < 0.1 * np.linalg.norm(truth.t)
+
+
+def test_the_answer_is_repeatable_and_goes_to_json(estimator: PoseEstimator, scenes: list) -> None:
+    image, camera, _, _ = scenes[1]
+    one, two = estimator.estimate(image, camera), estimator.estimate(image, camera)
+    np.testing.assert_array_equal(one.pose.matrix, two.pose.matrix)
+    value = json.loads(one.to_json())
+    assert value["status"] == one.status
+    np.testing.assert_allclose(value["cam_from_obj"]["matrix_m"], one.pose.matrix)
+    assert np.shape(value["covariance_rho_m_phi_rad"]) == (6, 6)
+    drawn = one.overlay(image)
+    assert drawn.shape == image.shape
+    assert (drawn != image).any()
+
+
+def test_a_picture_without_the_object_is_refused(estimator: PoseEstimator) -> None:
+    rng = np.random.default_rng(0)
+    flat = np.full((240, 320, 3), 90, np.uint8)
+    noise = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    for picture in (flat, noise):
+        found = estimator.estimate(picture)
+        assert found.status != "ok"
+        assert found.reasons
+    assert estimator.estimate(flat).status == "not_found"
+    assert json.loads(estimator.estimate(flat).to_json())["cam_from_obj"] is None
+
+
+def test_estimate_pose_finds_its_model_and_guesses_the_camera(scenes: list, tmp_path: Path) -> None:
+    image = scenes[0][0]
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    found = estimate_pose(tmp_path / "photo.png", "xwing")
+    assert any("focal length" in reason for reason in found.reasons)
+    assert found.camera.focal_rel_std == pytest.approx(0.2)
+    if found.pose is not None:  # a guessed focal length leaves the distance uncertain
+        known = estimate_pose(image, "xwing", camera=scenes[0][1])
+        assert np.sqrt(found.covariance[2, 2]) > 3 * np.sqrt(known.covariance[2, 2])
+
+
+def test_several_instances_are_asked_for(estimator: PoseEstimator, scenes: list) -> None:
+    image, camera, _, _ = scenes[2]
+    found = estimator.estimate_all(image, camera, max_instances=4)
+    assert 1 <= len(found) <= 4
+    confidences = [f.confidence for f in found if f.status == "ok"]
+    assert confidences == sorted(confidences, reverse=True)
+
+
+def test_bad_arguments_are_named(estimator: PoseEstimator, scenes: list) -> None:
+    image, camera, _, _ = scenes[0]
+    with pytest.raises(ValueError, match="camera"):
+        estimator.estimate(image[:100], camera)
+    with pytest.raises(ValueError, match="box"):
+        estimator.estimate(image, camera, box=(10, 10, 5, 20))
+    with pytest.raises(ValueError, match="box"):
+        estimator.estimate(image, camera, box=(1, 2, 3))
+    with pytest.raises(ValueError, match="camera"):
+        estimator.estimate(image, camera=np.eye(3))
+    with pytest.raises(ValueError, match="trained on"):
+        estimate_pose(image, "car", model=estimator)
+
+
+def test_an_untrained_mesh_is_told_how_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEOPOSE_CACHE", str(tmp_path))
+    path = tmp_path / "part.stl"
+    trimesh.creation.box((10, 20, 35)).export(path)
+    with pytest.raises(FileNotFoundError, match=r"geopose train .*part\.stl --unit mm"):
+        estimate_pose(np.zeros((48, 64, 3), np.uint8), path)
+    with pytest.raises(FileNotFoundError, match="geopose train brick --minutes"):
+        model_of(CadModel.from_trimesh(trimesh.creation.box((1, 2, 3)), "brick"))
+
+
+def test_a_crop_shows_what_its_camera_sees() -> None:
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[20:24, 30:34] = 255  # centre at (31.5, 21.5)
+    for box, size in (
+        ((10.5, 0.5, 50.5, 40.5), 80),
+        ((-0.5, -0.5, 59.5, 59.5), 30),
+        ((28.0, 18.0, 36.0, 26.0), 64),
+    ):
+        crop = cut_square(image, np.array(box), size)[..., 0].astype(float)
+        y, x = np.mgrid[:size, :size]
+        centre = np.array([(crop * x).sum(), (crop * y).sum()]) / crop.sum()
+        camera = Camera(1.0, 1.0, 0.0, 0.0, (80, 60)).crop_resize(np.array(box), (size, size))
+        assert not crop[0].any()
+        np.testing.assert_allclose(centre, camera.project(np.array([[31.5, 21.5, 1.0]]))[0], atol=0.3)
+
+
+def test_calibration_scales_and_widens() -> None:
+    cov = np.tile(np.diag([1.0, 4.0]), (2, 3, 1, 1))
+    out = calibrated(cov, {"scale": [1.0, 2.0, 3.0], "floor_px": [0.0, 0.5, 1.0]})
+    np.testing.assert_allclose(out[1, 1], np.diag([2.25, 8.25]))
+    np.testing.assert_allclose(out[0, 2], np.diag([4.0, 13.0]))
