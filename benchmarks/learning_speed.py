@@ -32,20 +32,20 @@ from geopose.nets.losses import keypoint_loss
 from geopose.stages import keypoints_of
 
 BASE: dict[str, Any] = {
-    "pretrained": True, "frozen_stride": 4, "frozen_5x5": True, "dense": True, "crop": 128, "batch": 8, "rate": 2.5e-3,
+    "pretrained": True, "frozen_stride": 4, "frozen_5x5": False, "dense": True, "crop": 128, "batch": 16, "rate": 1e-3,
     "view": ViewSpace((-47, 47), roll_deg=(-47, 47)),
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
-    "plain encoder": {"pretrained": False, "frozen_stride": 0, "frozen_5x5": False},
-    "nothing frozen": {"frozen_stride": 0, "frozen_5x5": False},
-    "frozen to stride 4 only": {"frozen_5x5": False},
+    "plain encoder": {"pretrained": False, "frozen_stride": 0},
+    "nothing frozen": {"frozen_stride": 0},
+    "5x5 filters frozen too": {"frozen_5x5": True},
     "frozen to stride 8": {"frozen_stride": 8},
     "no dense heads": {"dense": False},
     "96 px": {"crop": 96},
     "192 px": {"crop": 192},
     "batch 32": {"batch": 32},
-    "rate 1e-3": {"rate": 1e-3},
+    "batch 8, rate 2.5e-3": {"batch": 8, "rate": 2.5e-3},
     "whole sphere": {"view": ViewSpace()},
 }
 
