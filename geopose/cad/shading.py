@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from geopose.cad.render import Array, Fragments, rasterize
+from geopose.cad.render import Array, rasterize
 from geopose.geometry.camera import Camera
 
 F32 = NDArray[Any]  # float32
@@ -223,17 +223,3 @@ def ground_shadow(generator: np.random.Generator, mask: F32) -> F32:
 def encode(light: F32) -> F32:
     """Linear light to picture values in [0, 1] (gamma 2, clipped as a sensor clips)."""
     return np.sqrt(np.clip(light, 0, 1))
-
-
-__all__ = [
-    "Fragments",
-    "Lighting",
-    "Material",
-    "cast_shadow",
-    "encode",
-    "ground_shadow",
-    "random_lighting",
-    "random_material",
-    "shade",
-    "vary_color",
-]

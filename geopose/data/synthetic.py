@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from geopose.cad.model import CadModel
 from geopose.cad.render import rasterize
-from geopose.cad.symmetry import Symmetries
+from geopose.cad.symmetry import Symmetries, front
 from geopose.data.picture import PictureMaker, SyntheticOptions
 from geopose.data.sample import box_centre_size, projected_box, sample_pose, turned_to
 from geopose.geometry.camera import Camera
@@ -198,9 +198,7 @@ def canonical(pose: Pose, symmetries: Symmetries, centre: NDArray) -> Pose:
         R = turned_to(seen)
         return Pose(R, seen - R @ point)
     eye = -pose.R.T @ pose.t - point  # the camera, from the axis
-    across = np.eye(3)[np.argmin(np.abs(axis))]
-    first = np.cross(axis, across)
-    first /= np.linalg.norm(first)
+    first = front(axis)
     second = np.cross(axis, first)
     angle = np.arctan2(eye @ second, eye @ first)
     turn = np.asarray(exp_so3(axis / np.linalg.norm(axis) * angle))
