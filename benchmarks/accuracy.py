@@ -14,7 +14,6 @@ import argparse
 from dataclasses import replace
 
 import numpy as np
-import torch
 from common import spread, write_json
 from torch.utils.data import DataLoader
 
@@ -59,7 +58,6 @@ def main() -> None:
         model, estimator.keypoints, estimator.symmetries, options, args.seed, "scene", args.count
     )
     loader = DataLoader(scenes, batch_size=1, num_workers=1, worker_init_fn=start_worker)
-    torch.set_num_threads(2)
     for _ in range(3):  # warm up
         estimator.estimate(np.zeros((480, 640, 3), np.uint8))
     rows = judge_scenes(estimator, loader, args.count, float("inf"))

@@ -32,14 +32,14 @@ from geopose.nets.losses import keypoint_loss
 from geopose.stages import keypoints_of
 
 BASE: dict[str, Any] = {
-    "pretrained": True, "frozen_stride": 4, "frozen_5x5": False, "dense": True, "crop": 128, "batch": 16, "rate": 1e-3,
+    "pretrained": True, "frozen_stride": 4, "frozen_5x5": True, "dense": True, "crop": 128, "batch": 16, "rate": 1e-3,
     "view": ViewSpace((-47, 47), roll_deg=(-47, 47)),
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
-    "plain encoder": {"pretrained": False, "frozen_stride": 0},
-    "nothing frozen": {"frozen_stride": 0},
-    "5x5 filters frozen too": {"frozen_5x5": True},
+    "plain encoder": {"pretrained": False, "frozen_stride": 0, "frozen_5x5": False},
+    "nothing frozen": {"frozen_stride": 0, "frozen_5x5": False},
+    "5x5 filters not frozen": {"frozen_5x5": False},
     "frozen to stride 8": {"frozen_stride": 8},
     "no dense heads": {"dense": False},
     "96 px": {"crop": 96},
@@ -60,7 +60,7 @@ def run(cad: str, unit: str | None, minutes: float, changes: dict[str, Any]) -> 
     data = SyntheticDataset(model, keypoints, symmetries, pictures, 0, "crop")
     torch.manual_seed(0)
     options = {k: o[k] for k in ("pretrained", "frozen_stride", "frozen_5x5", "dense")}
-    net = build_net("keypoints", {"kind": "unet", "num_keypoints": 16, **options})
+    net = build_net("keypoints", {"kind": "unet", "num_keypoints": 16, **options}, weights=True)
     learner = Learner("keypoints", net.to(memory_format=torch.channels_last), o["rate"])
     cpu = torch.device("cpu")
     with cores_shared_with(1):

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.stats import chi2
 from torch import Tensor, nn
 
 from geopose.stages import keypoints_of
 
 Array = NDArray[np.float64]
-WINDOWS: tuple[float | None, ...] = (None, 3.0, 6.0)  # heatmap cells
+WINDOWS: tuple[float | None, ...] = (None, 2.0, 3.0, 6.0)  # heatmap cells
 _DEGREES = 4.0  # of freedom: between Gaussian and Cauchy
 _PULL = 8.0  # keypoints' worth of belief that all keypoints are alike
 
@@ -148,3 +149,12 @@ def fit_confidence(
     bounds = [(0.0, 60.0)] * len(names) + [(-60.0, 60.0)]
     best = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds).x
     return {"weights": dict(zip(names, best[:-1].tolist(), strict=True)), "bias": float(best[-1])}
+
+
+def covariance_scale(distances: Sequence[float], share: float = 0.9, few: int = 20) -> float:
+    """The factor >= 1 on covariances that puts `share` of these squared Mahalanobis distances (6 degrees of freedom)
+    inside the region of that probability; 1 for fewer than `few` of them."""
+    known = [d for d in distances if np.isfinite(d)]
+    if len(known) < few:
+        return 1.0
+    return max(1.0, float(np.quantile(known, share) / chi2.ppf(share, 6)))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from geopose import checkpoint
+from geopose.align import align, keypoint_term
 from geopose.cad.model import CadModel, CadWarning, load_cad
 from geopose.cad.render import rasterize
 from geopose.cad.symmetry import Symmetries
@@ -32,8 +33,12 @@ from geopose.stages import Candidate, Reading, locate, read_crops
 Array = NDArray[np.float64]
 
 CANDIDATES = 3
+_DRAWN_FACES = 2000  # of the silhouette that is laid over the picture
 LEAST_CONFIDENCE = 0.5  # below it a pose is more likely wrong than right
-BEST_FEATURES = ("locator", "inliers", "precision", "agreement", "fit")
+BEST_FEATURES = ("locator", "inliers", "precision", "agreement", "fit", "contour")
+PRIOR: dict[str, Any] = {  # of the confidence, before renders taught it
+    "weights": {"locator": 2, "inliers": 5, "precision": 5, "agreement": 5, "fit": 2, "contour": 4}, "bias": -13.0,
+}  # fmt: skip
 
 
 class PoseEstimator:
@@ -44,6 +49,7 @@ class PoseEstimator:
         self.keypoints = np.asarray(meta["keypoints"], float)
         self.symmetries = Symmetries.from_json(meta["symmetries"])
         self.model = _light_model(meta)
+        self.drawn = self.model.simplified(_DRAWN_FACES)
         self.crop_size = int(meta["options"]["crop_size"])
         self.crop_scale = float(meta["options"].get("crop_scale", 1.5))
         self.calibration = dict(meta.get("calibration") or {})
@@ -96,7 +102,7 @@ class PoseEstimator:
         readings = self._read(picture, chosen)
         timings["keypoints"] = time.perf_counter() - clock
         clock = time.perf_counter()
-        found = [self._solve(r, c, camera) for r, c in zip(readings, chosen, strict=True)]
+        found = [self._solve(picture, r, c, camera) for r, c in zip(readings, chosen, strict=True)]
         found = self._look_again(picture, camera, found, chosen, max_instances)
         timings["pose"] = time.perf_counter() - clock
         timings["total"] = time.perf_counter() - started
@@ -107,7 +113,9 @@ class PoseEstimator:
         net = self.nets["keypoints"]
         return read_crops(net, picture, candidates, self.crop_size, self.crop_scale, self.calibration)
 
-    def _solve(self, reading: Reading, candidate: Candidate, camera: Camera) -> PoseEstimate:
+    def _solve(
+        self, picture: NDArray[np.uint8], reading: Reading, candidate: Candidate, camera: Camera
+    ) -> PoseEstimate:
         generator = torch.Generator().manual_seed(0)
         result = solve_pnp(
             self.keypoints,
@@ -125,20 +133,31 @@ class PoseEstimator:
         }
         status, reasons = str(result.status), (result.reason,) if result.reason else ()
         pose = result.pose if np.isfinite(result.pose.t).all() and np.isfinite(result.pose.R).all() else None
-        features = self.features(result, pose, reading, candidate, camera)
+        covariance, contour = (result.covariance if pose is not None else None), 0.0
+        if pose is not None and status == "ok":
+            known = keypoint_term(self.keypoints, reading, result.inliers, camera)
+            aligned = align(picture, camera, pose, self.drawn, reading, known)
+            contour = aligned.agreement
+            if aligned.covariance is not None:
+                pose, covariance = aligned.pose, aligned.covariance
+                result = replace(result, pose=pose, covariance=covariance)
+        features = self.features(result, pose, reading, candidate, camera, contour)
         confidence = confidence_of(features, self.calibration)
         if status == "ok" and confidence < float(self.calibration.get("least_confidence", LEAST_CONFIDENCE)):
             status = "no_consensus"
             reasons = (f"the pose does not explain the picture (confidence {confidence:.2f})", *reasons)
+        if covariance is not None:
+            covariance = covariance * float(self.calibration.get("pose_scale", 1.0))
         box = projected_box(self.model.vertices, pose, camera) if pose is not None else None
         return PoseEstimate(
-            pose, result.covariance if pose is not None else None, status, reasons,
+            pose, covariance, status, reasons,
             confidence if pose is not None else 0.0, keypoints, box, tuple(result.alternatives), {}, camera, self.model,
         )  # fmt: skip
 
     def features(
-        self, result: PnPResult, pose: Pose | None, reading: Reading, candidate: Candidate, camera: Camera
-    ) -> dict[str, float]:
+        self, result: PnPResult, pose: Pose | None, reading: Reading, candidate: Candidate, camera: Camera,
+        contour: float,
+    ) -> dict[str, float]:  # fmt: skip
         """What the confidence is read from, each about in [0, 1], larger is better."""
         if pose is None:
             return dict.fromkeys(BEST_FEATURES, 0.0)
@@ -149,6 +168,7 @@ class PoseEstimator:
             "precision": float(1 / (1 + spread)),
             "agreement": self._agreement(pose, reading, camera),
             "fit": float(1 / (1 + np.nan_to_num(result.rms_px, nan=1e6) / (0.02 * candidate.size))),
+            "contour": contour,
         }
 
     def _agreement(self, pose: Pose, reading: Reading, camera: Camera) -> float:
@@ -189,7 +209,7 @@ class PoseEstimator:
         if again:
             second = self._read(picture, [c for _, c in again])
             for (i, c), reading in zip(again, second, strict=True):
-                better = self._solve(reading, c, camera)
+                better = self._solve(picture, reading, c, camera)
                 if (better.status == "ok", better.confidence) >= (
                     found[i].status == "ok",
                     0.9 * found[i].confidence,
@@ -263,14 +283,8 @@ def model_of(cad: Any, unit: str | None = None) -> Path:
 
 def confidence_of(features: Mapping[str, float], calibration: Mapping[str, Any]) -> float:
     """Probability that the pose is right: a logistic function of the features."""
-    fitted = calibration.get("confidence")
-    weights = (
-        fitted["weights"]
-        if fitted
-        else {"locator": 2, "inliers": 5, "precision": 5, "agreement": 5, "fit": 2}
-    )
-    bias = fitted["bias"] if fitted else -11.0
-    z = bias + sum(float(weights[name]) * features[name] for name in BEST_FEATURES)
+    fitted = calibration.get("confidence") or PRIOR
+    z = fitted["bias"] + sum(float(fitted["weights"][name]) * features[name] for name in BEST_FEATURES)
     return float(1 / (1 + np.exp(-np.clip(z, -30, 30))))
 
 

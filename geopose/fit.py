@@ -29,6 +29,7 @@ Batch = dict[str, Tensor]
 LossFn = Callable[[Any, Batch], tuple[Tensor, Mapping[str, Tensor]]]
 _GRADIENT_NORM = 2.0
 _EMA_DECAY = 0.999
+_NEW_LAYERS = 3.0  # their learning rate over that of the encoder, which knows pictures already
 _MAX_BAD_STEPS = 50
 
 
@@ -146,9 +147,15 @@ class Learner:
     def __post_init__(self) -> None:
         self.average = Average(self.net)
         trained = [p for p in self.net.parameters() if p.requires_grad]
+        encoder = {id(p) for name, p in self.net.named_parameters() if name.startswith("encoder.")}
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": 1e-2},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {
+                "params": [p for p in trained if (id(p) in encoder) == old and (p.ndim > 1) == matrix],
+                "weight_decay": 1e-2 if matrix else 0.0,
+                "factor": 1.0 if old else _NEW_LAYERS,
+            }
+            for old in (False, True)
+            for matrix in (True, False)
         ]
         self.optimiser = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=self.learning_rate, fused=True
@@ -264,7 +271,7 @@ def _steps(
             break
         rate = learner.learning_rate * rate_at((now - begun_s) / max(until_s - begun_s, 1e-9))
         for group in learner.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
         image = batch.pop("image").float().div_(255.0).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):

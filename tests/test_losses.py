@@ -208,14 +208,15 @@ def window_targets() -> dict[str, torch.Tensor]:
 
 
 def perfect_maps() -> torch.Tensor:
-    """What a locator should say to `window_targets` of 64x64 pictures: cells (2, 4) and, clipped, (0, 7)."""
+    """What a locator should say to `window_targets` of 64x64 pictures: scores fall off within 0.22 sizes."""
     out = torch.zeros(3, 5, 8, 8)
     out[:, 0] = -20.0
-    truths = ((0, (2, 4), 40.0, (20.0, 33.0), 20.0), (1, (0, 7), 100.0, (-50.0, 90.0), math.log(0.3 / 0.7)))
-    for i, (column, row), size, (x, y), visible in truths:
-        out[i, 0, row, column] = 20.0
+    truths = ((0, 40.0, (20.0, 33.0), 20.0), (1, 100.0, (-50.0, 90.0), math.log(0.3 / 0.7)))
+    for i, size, (x, y), visible in truths:
+        cells = torch.arange(8, dtype=torch.float64) * 8 + 3.5
+        squared = (x - cells) ** 2 + (y - cells)[:, None] ** 2
+        out[i, 0] = torch.special.logit(torch.exp(-0.5 * squared / (0.22 * size) ** 2), eps=1e-9)
         out[i, 1], out[i, 4] = math.log2(size / 32), visible
-        cells = torch.arange(8) * 8 + 3.5  # size, offset and visibility are asked for around the centre too
         out[i, 2], out[i, 3] = x - cells, (y - cells)[:, None]
     return out
 
@@ -234,10 +235,10 @@ def test_locator_truth_is_the_minimum() -> None:
 def test_locator_hits_and_false_alarms_cost() -> None:
     targets, truth = window_targets(), perfect_maps()
     missed, alarm = truth.clone(), truth.clone()
-    missed[0, 0, 4, 2] = -20.0
+    missed[0, 0] = -20.0
     alarm[2, 0, 3, 3] = 20.0
-    assert float(locator_loss(missed, targets)[1]["centre"]) > 5.0
-    assert float(locator_loss(alarm, targets)[1]["centre"]) > 5.0
+    assert float(locator_loss(missed, targets)[1]["centre"]) > 2.0
+    assert float(locator_loss(alarm, targets)[1]["centre"]) > 0.3
 
 
 def test_absent_objects_train_nothing_but_absence() -> None:

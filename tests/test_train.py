@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from geopose import calibrate, distributed, fit, train_report, train_state
 from geopose.cad.model import CadModel
 from geopose.checkpoint import find_model, load_model, load_nets
+from geopose.nets import build_keypoint_net
 from geopose.train import TrainOptions, train
 
 CPU = torch.device("cpu")
@@ -132,6 +133,18 @@ def test_the_rate_rises_then_falls_to_nothing() -> None:
     assert all(a > b for a, b in itertools.pairwise(rates[5:]))
     assert rates[-1] == pytest.approx(0.0, abs=1e-12)
     assert fit.rate_at(2.0) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_layers_after_the_encoder_learn_three_times_as_fast() -> None:
+    net = build_keypoint_net({"num_keypoints": 2, "frozen_stride": 4})
+    learner = fit.Learner("keypoints", net, 1e-3)
+    factor = {id(p): g["factor"] for g in learner.optimiser.param_groups for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in learner.optimiser.param_groups for p in g["params"]}
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    assert set(factor) == {id(p) for p in trained.values()}
+    for name, p in trained.items():
+        assert factor[id(p)] == (1.0 if name.startswith("encoder.") else 3.0), name
+        assert (decay[id(p)] > 0) == (p.ndim > 1), name
 
 
 def test_learning_learns_and_keeps_the_average() -> None:
@@ -279,6 +292,15 @@ def test_confidence_tells_right_from_wrong_and_is_calibrated() -> None:
     assert fitted["weights"]["b"] == pytest.approx(0.0, abs=0.4)
     nothing = calibrate.fit_confidence([], [], prior)
     assert nothing["weights"] == pytest.approx(prior["weights"])
+
+
+def test_covariances_are_widened_until_nine_truths_in_ten_lie_inside() -> None:
+    rng = np.random.default_rng(0)
+    honest = (rng.normal(size=(4000, 6)) ** 2).sum(1)
+    assert calibrate.covariance_scale(4.0 * honest) == pytest.approx(4.0, rel=0.05)
+    assert calibrate.covariance_scale(0.2 * honest) == 1.0
+    assert calibrate.covariance_scale(4.0 * honest[:19]) == 1.0
+    assert calibrate.covariance_scale([*(4.0 * honest), float("nan")]) == pytest.approx(4.0, rel=0.05)
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:

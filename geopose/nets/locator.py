@@ -10,14 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geopose.nets.backbone import (
-    CHANNELS,
     ConvNorm,
     Encoder,
     channels_last,
     check_picture,
     checked_options,
     mixed_precision,
-    new_head,
 )
 
 STRIDE = 8
@@ -31,14 +29,14 @@ class Locator(nn.Module):
     """A map of object centres with size, offset and visibility at each, fully convolutional.
 
     Args:
-        pretrained: ImageNet weights in the encoder (needs `geopose[pretrained]`).
+        pretrained: ImageNet weights in the encoder.
         frozen_stride: encoder layers up to this stride (0, 2, 4, 8) are not trained.
         frozen_5x5: the encoder's 5x5 depthwise filters are not trained; see `Encoder`.
         width: channels of the decoder.
         bfloat16: train the decoder in bfloat16 on processors that multiply it in hardware; evaluation stays
             float32.
     Notes:
-        Zhou, Wang, Kraehenbuehl, "Objects as Points", 2019, on EfficientNet-Lite0 up to stride 16.
+        Zhou, Wang, Kraehenbuehl, "Objects as Points", 2019, on EfficientNet-Lite0.
     """
 
     def __init__(
@@ -47,7 +45,7 @@ class Locator(nn.Module):
         *,
         frozen_stride: int = 0,
         frozen_5x5: bool = False,
-        width: int = 64,
+        width: int = 80,
         bfloat16: bool = True,
     ) -> None:
         super().__init__()
@@ -56,11 +54,13 @@ class Locator(nn.Module):
             "bfloat16": bfloat16,
         }  # fmt: skip
         self.mixed = bfloat16
-        self.encoder = Encoder(pretrained, max_stride=16, frozen_stride=frozen_stride, frozen_5x5=frozen_5x5)
-        self.lateral = nn.ModuleList(nn.Conv2d(CHANNELS[stride], width, 1) for stride in (16, 8))
-        self.context = nn.Linear(width, width)
-        self.smooth = nn.ModuleList(ConvNorm(width, width, 3) for _ in range(3))
-        self.head = new_head(width, 5)
+        self.encoder = Encoder(pretrained, depth=13, frozen_stride=frozen_stride, frozen_5x5=frozen_5x5)
+        channels = self.encoder.channels
+        self.join = nn.ModuleList(
+            (ConvNorm(channels[32] + channels[16], width, 3), ConvNorm(width + channels[8], width, 3))
+        )
+        self.last = ConvNorm(width, width, 3)
+        self.head = nn.Conv2d(width, 5, 1)
         with torch.no_grad():  # the rare positive: Lin et al., "Focal Loss", ICCV 2017, section 3.3
             self.head.get_parameter("bias")[:2] = torch.tensor([-4.0, 1.0])
         channels_last(self)
@@ -79,12 +79,14 @@ class Locator(nn.Module):
         check_picture(x, STRIDE)
         features = self.encoder(x)
         with mixed_precision(self.mixed and self.training):
-            y = self.lateral[0](features[16])
-            y = y + self.context(F.relu(y).mean((2, 3)))[:, :, None, None]
-            y = self.smooth[1](self.smooth[0](y))
-            fine = self.lateral[1](features[8])
-            y = F.interpolate(y, scale_factor=2.0, mode="nearest")[..., : fine.shape[-2], : fine.shape[-1]]
-            y = self.smooth[2](y + fine)
+            y = features[32]
+            for join, stride in zip(self.join, (16, 8), strict=True):
+                fine = features[stride]
+                y = F.interpolate(y, scale_factor=2.0, mode="bilinear")[
+                    ..., : fine.shape[-2], : fine.shape[-1]
+                ]
+                y = join(torch.cat((y, fine), 1))
+            y = self.last(y)
         out = self.head(y.float())
         return torch.cat((out[:, :2], out[:, 2:4] * STRIDE, out[:, 4:]), 1)
 

@@ -17,6 +17,8 @@ from geopose.nets.locator import STRIDE as LOCATOR_STRIDE
 STRIDE = 4
 """Crop pixels per heatmap cell."""
 
+_SCORE_SIGMA = 0.22  # object sizes
+
 
 @dataclass(frozen=True)
 class LossOptions:
@@ -37,7 +39,7 @@ class LossOptions:
     nll: float = 0.02
     outside: float = 0.1
     mask: float = 0.5
-    xyz: float = 1.0
+    xyz: float = 0.25
 
     def __post_init__(self) -> None:
         if self.loss not in ("ce", "mse"):
@@ -199,7 +201,10 @@ def locator_loss(out: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, di
     Raises:
         ValueError: on another shape.
     Notes:
-        Zhou, Wang, Kraehenbuehl, "Objects as Points", 2019, eq. 1-4.
+        The score wanted of a cell falls off around the centre as a Gaussian of 0.22 sizes; cells within it learn
+        centre, size and visibility, each as much as its score. The score's loss is that of Li et al., "Generalized
+        Focal Loss", NeurIPS 2020, eq. 1 (beta = 2), per object; the rest is Zhou, Wang, Kraehenbuehl, "Objects as
+        Points", 2019, with every cell of the object learning in place of the one at its centre.
     """
     if out.ndim != 4 or out.shape[1] != 5 or targets["centre_px"].shape != (len(out), 2):
         raise ValueError(
@@ -207,38 +212,31 @@ def locator_loss(out: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, di
             "expected (B, 5, H, W) beside (B, 2)"
         )
     out = out.float()
-    height, width = out.shape[-2:]
     present = targets["present"].to(torch.bool)
-    centre = torch.where(present[:, None], targets["centre_px"].float(), 0.0)
-    size = torch.where(present, targets["size_px"].float(), SIZE_UNIT_PX).clamp_min(1.0)
-    limit = torch.tensor([width - 1, height - 1], device=out.device)
-    cell = torch.minimum(cells_from_px(centre, LOCATOR_STRIDE).round().clamp_min(0), limit)
+    centre = torch.where(present[:, None], targets["centre_px"].float(), 0.0)[..., None, None]
+    size = torch.where(present, targets["size_px"].float(), SIZE_UNIT_PX).clamp_min(1.0)[:, None, None]
+    rows = (torch.arange(out.shape[-2], device=out.device)[:, None] + 0.5) * LOCATOR_STRIDE - 0.5
+    columns = (torch.arange(out.shape[-1], device=out.device) + 0.5) * LOCATOR_STRIDE - 0.5
+    to_x, to_y = centre[:, 0] - columns, centre[:, 1] - rows  # (B, H, W) pixels from each cell to the centre
+    sigma = (_SCORE_SIGMA * size).clamp_min(0.8 * LOCATOR_STRIDE)
+    wanted = torch.exp(-0.5 * (to_x.square() + to_y.square()) / sigma.square()) * present[:, None, None]
 
-    sigma = (0.08 * size / LOCATOR_STRIDE).clamp(0.7, 3.0)[:, None, None]
-    rows = torch.arange(height, device=out.device)[None, :, None] - cell[:, 1, None, None]
-    columns = torch.arange(width, device=out.device)[None, None, :] - cell[:, 0, None, None]
-    drawn = torch.exp(-0.5 * (rows**2 + columns**2) / sigma**2) * present[:, None, None]
-    focal = _focal(out[:, 0], drawn) / present.sum().clamp_min(1)
+    cells = wanted.sum((1, 2)).clamp_min(1.0)
+    # A picture without the object counts like one with an object of the batch's mean size.
+    cells = torch.where(present, cells, _mean(cells, present.float()).clamp_min(1.0))
+    scores = F.binary_cross_entropy_with_logits(out[:, 0], wanted, reduction="none")
+    far = (wanted - out[:, 0].detach().sigmoid()).square()
+    focal = ((scores * far).sum((1, 2)) / cells).mean()
 
-    # A peak may come out beside its cell: all cells near the centre learn what to say, the nearest the most.
-    weight = drawn * (drawn > 0.25)
-    log_size = _mean((out[:, 1] - torch.log2(size / SIZE_UNIT_PX)[:, None, None]).abs(), weight)
-    x = (torch.arange(width, device=out.device) + 0.5) * LOCATOR_STRIDE - 0.5
-    y = (torch.arange(height, device=out.device) + 0.5) * LOCATOR_STRIDE - 0.5
-    off_x = (out[:, 2] - (centre[:, 0, None, None] - x)).abs()
-    off_y = (out[:, 3] - (centre[:, 1, None, None] - y[:, None])).abs()
-    offset = _mean((off_x + off_y) / LOCATOR_STRIDE, weight)
+    weight = wanted * (wanted > 0.1)
+    weight = weight / weight.sum((1, 2), keepdim=True).clamp_min(
+        1.0
+    )  # objects count alike, whatever their size
+    log_size = _mean((out[:, 1] - torch.log2(size / SIZE_UNIT_PX)).abs(), weight)
+    offset = _mean(((out[:, 2] - to_x).abs() + (out[:, 3] - to_y).abs()) / size, weight)
     fraction = torch.where(present, targets["visib_fract"].float(), 0.0).clamp(0.0, 1.0)
-    wanted = fraction[:, None, None].expand_as(weight)
-    visible = _mean(F.binary_cross_entropy_with_logits(out[:, 4], wanted, reduction="none"), weight)
-    total = focal + log_size + 0.5 * offset + 0.1 * visible
+    seen = fraction[:, None, None].expand_as(weight)
+    visible = _mean(F.binary_cross_entropy_with_logits(out[:, 4], seen, reduction="none"), weight)
+    total = 4.0 * focal + log_size + 2.0 * offset + 0.1 * visible
     parts = {"centre": focal, "size": log_size, "offset": offset, "visible": visible, "total": total}
     return total, {name: part.detach() for name, part in parts.items()}
-
-
-def _focal(logits: Tensor, drawn: Tensor) -> Tensor:
-    """Penalty-reduced focal loss, summed; `drawn` is one exactly at a centre."""
-    p = logits.sigmoid()
-    hit = F.logsigmoid(logits) * (1.0 - p) ** 2
-    miss = F.logsigmoid(-logits) * p**2 * (1.0 - drawn) ** 4
-    return -torch.where(drawn >= 1.0, hit, miss).sum()

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geopose.nets.backbone import (
-    CHANNELS,
     ConvNorm,
     Encoder,
     channels_last,
     check_picture,
     checked_options,
     mixed_precision,
-    new_head,
 )
 from geopose.nets.hourglass import Hourglass
 
@@ -26,22 +25,22 @@ class UNet(nn.Module):
 
     Args:
         num_keypoints: K, the number of heatmaps.
-        pretrained: ImageNet weights in the encoder (needs `geopose[pretrained]`).
+        pretrained: ImageNet weights in the encoder.
         dense: also predict the visible mask and the object coordinates; they help learning and cost little.
         frozen_stride: encoder layers up to this stride (0, 2, 4, 8) are not trained.
         frozen_5x5: the encoder's 5x5 depthwise filters are not trained; see `Encoder`.
-        widths: channels of the decoder at strides 32, 16, 8 and 4.
+        widths: channels of the decoder at strides 16, 8 and 4.
         bfloat16: train the decoder in bfloat16 on processors that multiply it in hardware; evaluation stays
             float32.
     Notes:
-        Ronneberger, Fischer, Brox, "U-Net", MICCAI 2015, with the added (not concatenated) laterals of Lin et
-        al., "Feature Pyramid Networks", CVPR 2017. At stride 32 the mean over the picture is added to every
-        cell, so that each heatmap can know the whole object.
+        Ronneberger, Fischer, Brox, "U-Net", MICCAI 2015. The encoder's maps are joined to the decoder's, not added:
+        added, they drown what comes from the coarse maps, and learning takes several times as long (measured by
+        `benchmarks/learning_speed.py`).
     """
 
     def __init__(
         self, num_keypoints: int, pretrained: bool = False, dense: bool = True, *,
-        frozen_stride: int = 0, frozen_5x5: bool = False, widths: Sequence[int] = (128, 128, 96, 64),
+        frozen_stride: int = 0, frozen_5x5: bool = False, widths: Sequence[int] = (128, 96, 64),
         bfloat16: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -53,16 +52,12 @@ class UNet(nn.Module):
         }  # fmt: skip
         self.num_keypoints, self.dense, self.mixed = num_keypoints, dense, bfloat16
         self.encoder = Encoder(pretrained, frozen_stride=frozen_stride, frozen_5x5=frozen_5x5)
-        w32, w16, w8, w4 = widths
-        laterals = zip((32, 16, 8, 4), widths, strict=True)
-        self.lateral = nn.ModuleList(nn.Conv2d(CHANNELS[stride], width, 1) for stride, width in laterals)
-        self.context = nn.Linear(w32, w32)
-        self.smooth = nn.ModuleList(ConvNorm(w, w, 3) for w in widths)
-        self.narrow = nn.ModuleList(
-            nn.Conv2d(a, b, 1, bias=False) if a != b else nn.Identity()
-            for a, b in ((w32, w16), (w16, w8), (w8, w4))
-        )
-        self.head = new_head(w4, num_keypoints + (4 if dense else 0))
+        channels = self.encoder.channels
+        coarser = (channels[32], *widths)
+        sizes = zip((16, 8, 4), coarser, widths, strict=False)
+        self.join = nn.ModuleList(ConvNorm(below + channels[stride], w, 3) for stride, below, w in sizes)
+        self.last = ConvNorm(widths[-1], widths[-1], 3)
+        self.head = nn.Conv2d(widths[-1], num_keypoints + (4 if dense else 0), 1)
         channels_last(self)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -79,22 +74,18 @@ class UNet(nn.Module):
         check_picture(x, 32)
         features = self.encoder(x)
         with mixed_precision(self.mixed and self.training):
-            y = self._decode(features)
+            y = features[32]
+            for join, stride in zip(self.join, (16, 8, 4), strict=True):
+                y = join(
+                    torch.cat((F.interpolate(y, scale_factor=2.0, mode="bilinear"), features[stride]), 1)
+                )
+            y = self.last(y)
         maps = self.head(y.float())
         out = {"heatmaps": maps[:, : self.num_keypoints]}
         if self.dense:
             out["mask"] = maps[:, self.num_keypoints : self.num_keypoints + 1]
             out["xyz"] = maps[:, self.num_keypoints + 1 :]
         return out
-
-    def _decode(self, features: dict[int, Tensor]) -> Tensor:
-        y = self.lateral[0](features[32])
-        y = y + self.context(F.relu(y).mean((2, 3)))[:, :, None, None]
-        y = self.smooth[0](y)
-        for level, stride in enumerate((16, 8, 4), start=1):
-            y = F.interpolate(self.narrow[level - 1](y), scale_factor=2.0, mode="nearest")
-            y = self.smooth[level](y + self.lateral[level](features[stride]))
-        return y
 
 
 def build_keypoint_net(options: Mapping[str, Any], weights: bool = True) -> UNet | Hourglass:
