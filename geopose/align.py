@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose.cad.model import CadModel
-from geopose.cad.render import rasterize
+from geopose.cad.render import Fragments, rasterize
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.refine import Reprojection, levenberg_marquardt
@@ -57,11 +57,13 @@ class Aligned:
 
 @dataclass(frozen=True)
 class _View:
-    """A crop around the object: its camera, what says object or not (S, S) in log odds, and its seen part (S, S)."""
+    """A crop around the object: its camera, what says object or not (S, S) in log odds, and its seen part (S, S);
+    what was drawn there at the first pose, see `silhouette`."""
 
     camera: Camera
     odds: NDArray[np.float32]
     seen: NDArray[np.float32]
+    drawn: tuple[NDArray[np.float32], Fragments]
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,9 @@ def align(
     if box is None or view is None:
         return nothing
     size = _size(box) * float(view.camera.fx) / float(camera.fx)  # crop pixels
-    start = pose
+    start, drawn = pose, view.drawn
     for reach in REACH:
-        across = _correspond(view, pose, model, reach * size)
+        across = _correspond(view, drawn, pose, reach * size)
         if across is None:
             return nothing
         lines: _Lines = across
@@ -111,7 +113,8 @@ def align(
         if not np.isfinite(best.cost):
             return nothing
         pose = best.pose
-    gain = _likelihood(view, pose, model) - _likelihood(view, start, model)
+        drawn = silhouette(view.camera, pose, model)
+    gain = _likelihood(view, drawn[0]) - _likelihood(view, view.drawn[0])
     dearer = float(np.square(keypoints.residual(pose)).sum() - np.square(keypoints.residual(start)).sum())
     better = gain > 0 and dearer < _CONTRADICTION
     away = _away(pose if better else start, lines, view.camera)[0]
@@ -149,7 +152,8 @@ def _box(pose: Pose, model: CadModel, camera: Camera) -> Array | None:
     return box if np.isfinite(box).all() and _size(box) > 8 else None
 
 
-def _silhouette(view: Camera, pose: Pose, model: CadModel) -> tuple[NDArray[np.float32], Any]:
+def silhouette(view: Camera, pose: Pose, model: CadModel) -> tuple[NDArray[np.float32], Fragments]:
+    """(H, W) one where the mesh is drawn, else zero, and the surface seen there."""
     seen = rasterize(pose.apply(model.vertices), model.faces, view, near=1e-3 * model.diameter)
     mask = np.zeros(view.size_wh[0] * view.size_wh[1], np.float32)
     mask[seen.pixel] = 1
@@ -164,7 +168,8 @@ def _look(
     square = np.concatenate([middle - half, middle + half])
     crop = cut_square(picture, square, side)
     view = camera.crop_resize(square, (side, side))
-    inside, _ = _silhouette(view, pose, model)
+    drawn = silhouette(view, pose, model)
+    inside = drawn[0]
     if not inside.any() or inside.all():
         return None
     # the network's mask, from its own crop's cells to these pixels
@@ -200,7 +205,7 @@ def _look(
     height, width = picture.shape[:2]
     odds[(ys < 0) | (ys > height - 1)] = 0  # beyond the picture nothing is known
     odds[:, (xs < 0) | (xs > width - 1)] = 0
-    return _View(view, odds, seen)
+    return _View(view, odds, seen, drawn)
 
 
 def _smooth(counts: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
@@ -210,9 +215,11 @@ def _smooth(counts: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     return 0.25 * take(0, -2) + 0.5 * take(1, -1) + 0.25 * take(2, None)
 
 
-def _correspond(view: _View, pose: Pose, model: CadModel, reach: float) -> _Lines | None:
-    """Where the contour is, on lines across the silhouette at `pose`, at most `reach` crop pixels away."""
-    inside, fragments = _silhouette(view.camera, pose, model)
+def _correspond(
+    view: _View, drawn: tuple[NDArray[np.float32], Fragments], pose: Pose, reach: float
+) -> _Lines | None:
+    """Where the contour is, on lines across what was `drawn` at `pose`, at most `reach` crop pixels away."""
+    inside, fragments = drawn
     side = inside.shape[0]
     rim = (inside > 0) & (cv2.erode(inside, np.ones((3, 3), np.uint8), borderValue=1) == 0)
     on_rim = np.flatnonzero(rim.ravel()[fragments.pixel])
@@ -287,9 +294,8 @@ def _both(pose: Pose, keypoints: Reprojection, lines: _Lines, view: Camera) -> t
     )
 
 
-def _likelihood(view: _View, pose: Pose, model: CadModel) -> float:
-    """Log-likelihood of the crop under the silhouette at `pose`, up to a constant."""
-    inside, _ = _silhouette(view.camera, pose, model)
+def _likelihood(view: _View, inside: NDArray[np.float32]) -> float:
+    """Log-likelihood of the crop under a silhouette, up to a constant."""
     return float(_TEMPER * (inside * view.odds).sum())
 
 
@@ -301,4 +307,4 @@ def keypoint_term(points_obj: Array, reading: Reading, inliers: Array, camera: C
     return Reprojection(points_obj.T, reading.points_px.T, whiten, camera.numpy())
 
 
-__all__ = ["Aligned", "align", "keypoint_term"]
+__all__ = ["Aligned", "align", "keypoint_term", "silhouette"]

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from geopose import checkpoint
-from geopose.align import align, keypoint_term
+from geopose.align import align, keypoint_term, silhouette
 from geopose.cad.model import CadModel, CadWarning, load_cad
-from geopose.cad.render import rasterize
 from geopose.cad.symmetry import Symmetries
 from geopose.data.sample import box_centre_size, projected_box
 from geopose.distributed import pick_device
@@ -175,16 +174,13 @@ class PoseEstimator:
         """How much of the predicted mask lies inside the pose's silhouette, in [0, 1]."""
         cells = reading.mask.shape[-1]
         view = replace(camera, distortion=()).crop_resize(reading.box, (cells, cells))
-        points = pose.apply(self.model.vertices)
-        seen = rasterize(points, self.model.faces, view, near=1e-3 * self.model.diameter)
-        silhouette = np.zeros(cells * cells, np.float32)
-        silhouette[seen.pixel] = 1
+        drawn = silhouette(view, pose, self.model)[0].ravel()
         mask = reading.mask.ravel() > 0.5
-        if not mask.any() or not silhouette.any():
+        if not mask.any() or not drawn.any():
             return 0.0
-        inside = float(silhouette[mask].mean())
+        inside = float(drawn[mask].mean())
         # A pose whose silhouette dwarfs the mask is as wrong as one that misses it.
-        return inside * min(1.0, 4 * float(mask.sum()) / float(silhouette.sum()))
+        return inside * min(1.0, 4 * float(mask.sum()) / float(drawn.sum()))
 
     def _look_again(
         self,

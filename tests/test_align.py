@@ -86,7 +86,7 @@ def test_residuals_have_the_derivative_they_say() -> None:
     px = CAMERA.project(truth.apply(CAR_LIGHT.vertices))
     view = _look(picture, CAMERA, truth, CAR_LIGHT, reading, np.concatenate([px.min(0), px.max(0)]))
     assert view is not None
-    lines = _correspond(view, truth, CAR_LIGHT, 6.0)
+    lines = _correspond(view, view.drawn, truth, 6.0)
     assert isinstance(lines, _Lines)
     r, J = _both(truth, term, lines, view.camera)
     assert r.shape == (2, len(POINTS) + len(lines.place))
