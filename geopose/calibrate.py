@@ -18,6 +18,20 @@ from geopose.stages import keypoints_of
 
 Array = NDArray[np.float64]
 WINDOWS: tuple[float | None, ...] = (None, 2.0, 3.0, 6.0)  # heatmap cells
+LEAST_CONFIDENCE = 0.5  # below it a pose is more likely wrong than right
+BEST_FEATURES = ("locator", "inliers", "precision", "agreement", "fit", "contour", "flow")
+PRIOR: dict[str, Any] = {  # of the confidence, before renders taught it
+    "weights": {
+        "locator": 2,
+        "inliers": 5,
+        "precision": 5,
+        "agreement": 5,
+        "fit": 2,
+        "contour": 4,
+        "flow": 4,
+    },
+    "bias": -13.0,
+}
 _DEGREES = 4.0  # of freedom: between Gaussian and Cauchy
 _PULL = 8.0  # keypoints' worth of belief that all keypoints are alike
 
@@ -119,6 +133,13 @@ def calibrate_keypoints(
         "keypoint_nll": fits[window][1],
     }
     return {"window": window, **fits[window][0]}, figures
+
+
+def confidence_of(features: Mapping[str, float], calibration: Mapping[str, Any]) -> float:
+    """Probability that the pose is right: a logistic function of the features."""
+    fitted = calibration.get("confidence") or PRIOR
+    z = fitted["bias"] + sum(float(fitted["weights"].get(name, 0)) * features[name] for name in BEST_FEATURES)
+    return float(1 / (1 + np.exp(-np.clip(z, -30, 30))))
 
 
 def fit_confidence(

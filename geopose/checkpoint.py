@@ -1,6 +1,7 @@
 """A trained model in one file: weights, keypoints, symmetries, units, a light mesh, and how well it did.
 
-The file is safetensors (numbers and text: reading it never executes anything). Weights are stored as float16,
+The file is safetensors (numbers and text: reading it never executes anything). Large weights are stored as bytes with
+a float32 step for each output channel, which moves keypoints by a thousandth of the crop; other weights as float16,
 vectors (biases, norms) as float32; everything else is JSON under the metadata key "geopose".
 """
 
@@ -23,10 +24,11 @@ from torch import Tensor, nn
 from geopose import nets as nets_module
 from geopose._io import atomic_path
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no bytes
 MAX_BYTES = 12_000_000
 SUFFIX = ".geopose"
 _METADATA_KEY = "geopose"
+_LARGE = 4096  # weights of one tensor
 _MESH_DTYPES = {"vertices": np.float32, "faces": np.int32, "colors": np.float32}
 
 
@@ -49,7 +51,8 @@ def save_model(path: str | Path, nets: Mapping[str, nn.Module], meta: Mapping[st
         if not role or "/" in role:
             raise ValueError(f"nets: got the role {role!r}, expected a name without '/'")
         for name, tensor in net.state_dict().items():
-            tensors[f"net/{role}/{name}"] = _compact(tensor, f"{role}.{name}")
+            stored = _compact(tensor, f"{role}.{name}")
+            tensors |= {f"{kind}/{role}/{name}": t for kind, t in stored.items()}
     meta = dict(meta)
     mesh = meta.pop("mesh", None)
     for name, dtype in _MESH_DTYPES.items():
@@ -82,14 +85,20 @@ def load_model(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str
     states: dict[str, dict[str, Tensor]] = {role: {} for role in meta["roles"]}
     mesh: dict[str, np.ndarray] = {}
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():
+        keys = set(file.keys())
+        for key in sorted(keys):
             kind, _, rest = key.partition("/")
             role, _, name = rest.partition("/")
             tensor = file.get_tensor(key)
             if kind == "mesh" and rest in _MESH_DTYPES:
                 mesh[rest] = tensor.numpy()
             elif kind == "net" and role in states and name:
+                step = f"step/{role}/{name}"
+                if step in keys:
+                    tensor = _widened(tensor, file.get_tensor(step), path)
                 states[role][name] = tensor.float() if tensor.is_floating_point() else tensor
+            elif kind == "step" and f"net/{role}/{name}" in keys:
+                continue
             else:
                 raise ValueError(f"{path}: unexpected tensor {key!r} in a geopose checkpoint")
     meta["mesh"] = mesh or None
@@ -147,13 +156,14 @@ def load_nets(
 
 
 def build_net(role: str, options: Mapping[str, Any], weights: bool = False) -> nn.Module:
-    """A network for a role, "keypoints" or "locator", from its JSON-able options.
+    """A network for a role, "locator", "keypoints" or "refiner", from its JSON-able options.
 
     weights: whether pretrained weights may be looked for; False to load a checkpoint into it.
     """
     builders: dict[str, Callable[..., nn.Module]] = {
         "keypoints": nets_module.build_keypoint_net,
         "locator": nets_module.build_locator,
+        "refiner": nets_module.build_refiner,
     }
     if role not in builders:
         raise ValueError(f"role: got {role!r}, expected one of {sorted(builders)}")
@@ -218,12 +228,24 @@ def jsonable(value: Any) -> Any:
     raise ValueError(f"meta: cannot store a {type(value).__name__} ({value!r:.60}) as JSON")
 
 
-def _compact(tensor: Tensor, name: str) -> Tensor:
+def _compact(tensor: Tensor, name: str) -> dict[str, Tensor]:
+    """How a tensor is stored: {"net": values} or {"net": bytes, "step": (C,) what one of them is worth}."""
     tensor = tensor.detach().cpu().contiguous().clone()
     if not tensor.is_floating_point():
-        return tensor
+        return {"net": tensor}
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"nets: the weights {name} are not finite")
+    if tensor.ndim > 1 and tensor.numel() >= _LARGE:
+        step = (tensor.float().flatten(1).abs().amax(1) / 127).clamp_min(1e-30)
+        rounded = torch.round(tensor.float() / step.view(-1, *[1] * (tensor.ndim - 1)))
+        return {"net": rounded.to(torch.int8), "step": step}
     half = tensor.half()
     exact = tensor.ndim <= 1 or not bool(torch.isfinite(half).all())
-    return tensor.float() if exact else half
+    return {"net": tensor.float() if exact else half}
+
+
+def _widened(tensor: Tensor, step: Tensor, path: Path) -> Tensor:
+    """float32 weights from their bytes (C, ...) and what one of them is worth in each channel (C,)."""
+    if step.shape != tensor.shape[:1]:
+        raise ValueError(f"{path}: steps {tuple(step.shape)} beside weights {tuple(tensor.shape)}")
+    return tensor.float() * step.float().view(-1, *[1] * (tensor.ndim - 1))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from geopose import checkpoint
 from geopose.align import align, keypoint_term, silhouette
 from geopose.cad.model import CadModel, CadWarning, load_cad
 from geopose.cad.symmetry import Symmetries
+from geopose.calibrate import BEST_FEATURES, LEAST_CONFIDENCE, confidence_of
+from geopose.compare import compare
 from geopose.data.sample import box_centre_size, projected_box
 from geopose.distributed import pick_device
 from geopose.geometry.camera import Camera
+from geopose.geometry.metrics import expected_distance
 from geopose.geometry.pnp import PnPOptions, PnPResult, solve_pnp
 from geopose.geometry.pose import Pose
 from geopose.image import guessed_camera, load_image
@@ -32,12 +35,42 @@ from geopose.stages import Candidate, Reading, locate, read_crops
 Array = NDArray[np.float64]
 
 CANDIDATES = 3
-_DRAWN_FACES = 2000  # of the silhouette that is laid over the picture
-LEAST_CONFIDENCE = 0.5  # below it a pose is more likely wrong than right
-BEST_FEATURES = ("locator", "inliers", "precision", "agreement", "fit", "contour")
-PRIOR: dict[str, Any] = {  # of the confidence, before renders taught it
-    "weights": {"locator": 2, "inliers": 5, "precision": 5, "agreement": 5, "fit": 2, "contour": 4}, "bias": -13.0,
-}  # fmt: skip
+_LOOKS = 2  # crops of one candidate, the second around what the first found
+_SURE = 0.85  # confidence at which no other crop is looked at
+_DOUBTFUL = ("no_consensus", "not_converged")  # a pose that the photograph may confirm
+_NEARLY = 0.5  # of the best candidate's score; others are not looked at
+_DRAWN_FACES = 2500  # of the mesh that is laid over the picture
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What the keypoints of one crop say, before the comparison with the photograph."""
+
+    result: PnPResult
+    pose: Pose | None
+    reading: Reading
+    candidate: Candidate
+
+    @property
+    def ok(self) -> bool:
+        return self.pose is not None and str(self.result.status) == "ok"
+
+
+class _Clock:
+    """Seconds by stage, all instances together."""
+
+    def __init__(self) -> None:
+        self._begun = self._last = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    def add(self, stage: str) -> None:
+        """Counts the time since the last call to `stage`."""
+        now = time.perf_counter()
+        self._stages[stage] = self._stages.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def timings(self) -> dict[str, float]:
+        return {**self._stages, "total": time.perf_counter() - self._begun}
 
 
 class PoseEstimator:
@@ -81,40 +114,50 @@ class PoseEstimator:
         self, img: Any, camera: Camera | None = None, max_instances: int = 8, *, box: Any = None
     ) -> list[PoseEstimate]:
         """All instances, best first; one "not_found" when there is none. Arguments as in `estimate`."""
-        started = time.perf_counter()
+        clock = _Clock()
         picture, camera, notes = _opened(img, camera)
-        timings = {"read": time.perf_counter() - started}
-        clock = time.perf_counter()
+        clock.add("read")
         if box is None:
             candidates = locate(self.nets["locator"], picture, max(CANDIDATES, 2 * max_instances))
         else:
             candidates = [_given(box)]
-        timings["locate"] = time.perf_counter() - clock
-        if not candidates:
-            timings["total"] = time.perf_counter() - started
+        clock.add("locate")
+        chosen = [c for c in candidates if c.score >= _NEARLY * candidates[0].score]
+        found: list[PoseEstimate] = []
+        for candidate in chosen[:CANDIDATES] if max_instances == 1 else chosen:
+            found += self._instance(picture, camera, candidate, clock)
+            if max_instances == 1 and _sure(found[-1]):
+                break
+        timings = clock.timings()
+        if not found:
             reason = "the locator saw the object nowhere in the picture"
             return [self._nothing(camera, (reason, *notes), timings)]
-        clock = time.perf_counter()
-        limit = CANDIDATES if max_instances == 1 else len(candidates)
-        best = candidates[0].score
-        chosen = [c for c in candidates if c.score >= 0.4 * best][:limit]
-        readings = self._read(picture, chosen)
-        timings["keypoints"] = time.perf_counter() - clock
-        clock = time.perf_counter()
-        found = [self._solve(picture, r, c, camera) for r, c in zip(readings, chosen, strict=True)]
-        found = self._look_again(picture, camera, found, chosen, max_instances)
-        timings["pose"] = time.perf_counter() - clock
-        timings["total"] = time.perf_counter() - started
-        found = [replace(f, reasons=(*f.reasons, *notes), timings=timings) for f in found]
-        return found[:max_instances]
+        found.sort(key=lambda f: (f.status != "ok", -f.confidence))
+        found = _distinct(found, self.model.diameter)[:max_instances]
+        return [replace(f, reasons=(*f.reasons, *notes), timings=timings) for f in found]
 
-    def _read(self, picture: NDArray[np.uint8], candidates: list[Candidate]) -> list[Reading]:
+    def _instance(
+        self, picture: NDArray[np.uint8], camera: Camera, candidate: Candidate, clock: _Clock
+    ) -> list[PoseEstimate]:
+        """What a candidate turns out to be; where that is not sure, also what a second crop makes of it."""
+        found: list[PoseEstimate] = []
+        look: Candidate | None = candidate
+        while look is not None and len(found) < _LOOKS:
+            reading = self._read(picture, look)
+            clock.add("keypoints")
+            draft = self._solve(reading, look, camera)
+            clock.add("pose")
+            found.append(self._finish(picture, camera, draft))
+            clock.add("compare")
+            look = None if _sure(found[-1]) else self._closer(draft, found[-1])
+        return found
+
+    def _read(self, picture: NDArray[np.uint8], candidate: Candidate) -> Reading:
         net = self.nets["keypoints"]
-        return read_crops(net, picture, candidates, self.crop_size, self.crop_scale, self.calibration)
+        return read_crops(net, picture, [candidate], self.crop_size, self.crop_scale, self.calibration)[0]
 
-    def _solve(
-        self, picture: NDArray[np.uint8], reading: Reading, candidate: Candidate, camera: Camera
-    ) -> PoseEstimate:
+    def _solve(self, reading: Reading, candidate: Candidate, camera: Camera) -> _Draft:
+        """The pose of a crop's keypoints."""
         generator = torch.Generator().manual_seed(0)
         result = solve_pnp(
             self.keypoints,
@@ -124,50 +167,71 @@ class PoseEstimator:
             options=self.options,
             generator=generator,
         )
+        known = np.isfinite(result.pose.t).all() and np.isfinite(result.pose.R).all()
+        pose = result.pose if known else None
+        return _Draft(result, pose, reading, candidate)
+
+    def _finish(self, picture: NDArray[np.uint8], camera: Camera, draft: _Draft) -> PoseEstimate:
+        """The pose compared with the photograph, and whether to believe it."""
+        result, pose, reading = draft.result, draft.pose, draft.reading
+        seen: dict[str, float] = {}
+        covariance = result.covariance if pose is not None else None
+        status, reasons = str(result.status), (result.reason,) if result.reason else ()
+        if pose is not None and (status == "ok" or (status in _DOUBTFUL and "refiner" in self.nets)):
+            known = keypoint_term(self.keypoints, reading, result.inliers, camera)
+            if "refiner" in self.nets:
+                crop = (self.crop_size, self.crop_scale)
+                compared = compare(self.nets["refiner"], picture, camera, pose, self.drawn, known, crop)
+                seen["flow"] = compared.agreement
+                if compared.covariance is not None:
+                    pose, covariance = compared.pose, compared.covariance
+            else:
+                aligned = align(picture, camera, pose, self.drawn, reading, known)
+                seen["contour"] = aligned.agreement
+                if aligned.covariance is not None:
+                    pose, covariance = aligned.pose, aligned.covariance
+        confidence = self.confident(self.features(draft, pose, covariance, camera, seen), pose)
+        believed = confidence >= float(self.calibration.get("least_confidence", LEAST_CONFIDENCE))
+        if status == "ok" and not believed:
+            status = "no_consensus"
+            reasons = (f"the pose does not explain the picture (confidence {confidence:.2f})", *reasons)
+        elif status in _DOUBTFUL and "refiner" in self.nets and believed:
+            status, reasons = "ok", ()  # the keypoints disagreed, the photograph does not
+        if covariance is not None:
+            covariance = covariance * float(self.calibration.get("pose_scale", 1.0))
         keypoints = {
             "points_px": reading.points_px,
             "cov_px": reading.cov_px,
             "inliers": np.asarray(result.inliers),
             "points_obj": self.keypoints,
         }
-        status, reasons = str(result.status), (result.reason,) if result.reason else ()
-        pose = result.pose if np.isfinite(result.pose.t).all() and np.isfinite(result.pose.R).all() else None
-        covariance, contour = (result.covariance if pose is not None else None), 0.0
-        if pose is not None and status == "ok":
-            known = keypoint_term(self.keypoints, reading, result.inliers, camera)
-            aligned = align(picture, camera, pose, self.drawn, reading, known)
-            contour = aligned.agreement
-            if aligned.covariance is not None:
-                pose, covariance = aligned.pose, aligned.covariance
-                result = replace(result, pose=pose, covariance=covariance)
-        features = self.features(result, pose, reading, candidate, camera, contour)
-        confidence = confidence_of(features, self.calibration)
-        if status == "ok" and confidence < float(self.calibration.get("least_confidence", LEAST_CONFIDENCE)):
-            status = "no_consensus"
-            reasons = (f"the pose does not explain the picture (confidence {confidence:.2f})", *reasons)
-        if covariance is not None:
-            covariance = covariance * float(self.calibration.get("pose_scale", 1.0))
         box = projected_box(self.model.vertices, pose, camera) if pose is not None else None
         return PoseEstimate(
             pose, covariance, status, reasons,
             confidence if pose is not None else 0.0, keypoints, box, tuple(result.alternatives), {}, camera, self.model,
         )  # fmt: skip
 
+    def confident(self, features: Mapping[str, float], pose: Pose | None) -> float:
+        """Probability that a final pose with these features is right."""
+        return confidence_of(features, self.calibration) if pose is not None else 0.0
+
     def features(
-        self, result: PnPResult, pose: Pose | None, reading: Reading, candidate: Candidate, camera: Camera,
-        contour: float,
-    ) -> dict[str, float]:  # fmt: skip
-        """What the confidence is read from, each about in [0, 1], larger is better."""
+        self, draft: _Draft, pose: Pose | None, covariance: Any, camera: Camera, seen: Mapping[str, float]
+    ) -> dict[str, float]:
+        """What the confidence is read from, each about in [0, 1], larger is better; `seen`: by the comparison."""
         if pose is None:
             return dict.fromkeys(BEST_FEATURES, 0.0)
-        spread = np.sqrt(max(float(np.trace(result.covariance[:3, :3])), 0)) / (0.1 * self.model.diameter)
+        result = draft.result
+        distance = float(expected_distance(covariance, pose, self.keypoints)) / (0.1 * self.model.diameter)
         return {
-            "locator": candidate.score,
+            "locator": draft.candidate.score,
             "inliers": float(np.mean(result.inliers)),
-            "precision": float(1 / (1 + spread)),
-            "agreement": self._agreement(pose, reading, camera),
-            "fit": float(1 / (1 + np.nan_to_num(result.rms_px, nan=1e6) / (0.02 * candidate.size))),
-            "contour": contour,
+            "precision": float(1 / (1 + np.nan_to_num(distance, nan=1e6))),
+            "agreement": self._agreement(pose, draft.reading, camera),
+            "fit": float(1 / (1 + np.nan_to_num(result.rms_px, nan=1e6) / (0.02 * draft.candidate.size))),
+            "contour": 0.0,
+            "flow": 0.0,
+            **seen,
         }
 
     def _agreement(self, pose: Pose, reading: Reading, camera: Camera) -> float:
@@ -182,37 +246,15 @@ class PoseEstimator:
         # A pose whose silhouette dwarfs the mask is as wrong as one that misses it.
         return inside * min(1.0, 4 * float(mask.sum()) / float(drawn.sum()))
 
-    def _look_again(
-        self,
-        picture: NDArray[np.uint8],
-        camera: Camera,
-        found: list[PoseEstimate],
-        candidates: list[Candidate],
-        max_instances: int,
-    ) -> list[PoseEstimate]:
-        """Crop once more, around the pose found, or the keypoints; keep what became more confident. Best first."""
-        order = sorted(range(len(found)), key=lambda i: (found[i].status != "ok", -found[i].confidence))
-        order = order[: max_instances if max_instances > 1 else 1]
-        again = []
-        for i in order:
-            box = found[i].box
-            if found[i].status != "ok" or box is None or not np.isfinite(box).all():
-                points = found[i].keypoints["points_px"]
-                box = np.concatenate([points.min(0), points.max(0)])
-            centre, size = box_centre_size(box)
-            if 0.3 < size / candidates[i].size < 3 and np.linalg.norm(centre - candidates[i].centre) < size:
-                again.append((i, Candidate(centre, size, candidates[i].score)))
-        if again:
-            second = self._read(picture, [c for _, c in again])
-            for (i, c), reading in zip(again, second, strict=True):
-                better = self._solve(picture, reading, c, camera)
-                if (better.status == "ok", better.confidence) >= (
-                    found[i].status == "ok",
-                    0.9 * found[i].confidence,
-                ):
-                    found[i] = better
-        rest = sorted(found, key=lambda f: (f.status != "ok", -f.confidence))
-        return _distinct(rest) if max_instances > 1 else rest
+    def _closer(self, draft: _Draft, found: PoseEstimate) -> Candidate | None:
+        """A crop around the pose found, or around the keypoints where there is none; None if that is elsewhere."""
+        first, box = draft.candidate, found.box if draft.ok else None
+        if box is None or not np.isfinite(box).all():
+            points = draft.reading.points_px
+            box = np.concatenate([points.min(0), points.max(0)])
+        centre, size = box_centre_size(box)
+        near = 0.3 < size / first.size < 3 and np.linalg.norm(centre - first.centre) < size
+        return Candidate(centre, size, first.score) if near else None
 
     def _nothing(self, camera: Camera, reasons: tuple[str, ...], timings: dict[str, float]) -> PoseEstimate:
         return PoseEstimate(None, None, "not_found", reasons, 0.0, {}, None, (), timings, camera, self.model)
@@ -277,13 +319,6 @@ def model_of(cad: Any, unit: str | None = None) -> Path:
     )
 
 
-def confidence_of(features: Mapping[str, float], calibration: Mapping[str, Any]) -> float:
-    """Probability that the pose is right: a logistic function of the features."""
-    fitted = calibration.get("confidence") or PRIOR
-    z = fitted["bias"] + sum(float(fitted["weights"][name]) * features[name] for name in BEST_FEATURES)
-    return float(1 / (1 + np.exp(-np.clip(z, -30, 30))))
-
-
 def _light_model(meta: Mapping[str, Any]) -> CadModel:
     """The checkpoint's light mesh, under the identity of the mesh that it stands for."""
     mesh = meta["mesh"]
@@ -332,13 +367,16 @@ def _given(box: Any) -> Candidate:
     return Candidate(centre, size, 1.0)
 
 
-def _distinct(found: list[PoseEstimate]) -> list[PoseEstimate]:
-    """Without the less confident of two estimates of one instance."""
+def _sure(found: PoseEstimate) -> bool:
+    return found.status == "ok" and found.confidence >= _SURE
+
+
+def _distinct(found: list[PoseEstimate], diameter: float) -> list[PoseEstimate]:
+    """Without the later of two answers for one instance, and without those that have no pose, if any has one."""
     kept: list[PoseEstimate] = []
     for f in found:
         if f.pose is None:
             continue
-        apart = 0.3 * f.model.diameter
-        if all(k.pose is None or np.linalg.norm(f.pose.t - k.pose.t) > apart for k in kept):
+        if all(k.pose is None or np.linalg.norm(f.pose.t - k.pose.t) > 0.3 * diameter for k in kept):
             kept.append(f)
     return kept or found[:1]

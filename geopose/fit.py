@@ -192,6 +192,7 @@ class Learner:
         average = {k[len("average/") :]: v for k, v in mine.items() if k.startswith("average/")}
         weights = {k[len("net/") :]: v for k, v in mine.items() if k.startswith("net/")}
         self.net.load_state_dict(average if self.done else weights, strict=True)
+        self.__post_init__()  # a folded network has other tensors than the one that was built
         for name, tensor in self.average.state.items():
             tensor.copy_(average[name])
         for number, parameter in enumerate(self._optimised()):

@@ -1,7 +1,8 @@
 """Learning one object from its CAD model: nothing but renders in, one checkpoint out.
 
-First the locator (windows of whole pictures), then the keypoint network (crops), each in its share of the
-minutes; then the calibration and the judgement on renders of seeds that no training used.
+First the locator (windows of whole pictures), then the keypoint network (crops), then the refiner (crops and what a
+pose near the true one predicts there), each in its share of the minutes; then the calibration and the judgement on
+renders of seeds that no training used.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from geopose.data.synthetic import SyntheticDataset
 from geopose.distributed import broadcast_bytes, broadcast_number, pick_device, process_group
 from geopose.fit import Clock, Learner, cores_shared_with, default_workers, endless_loader, learn
 from geopose.nets.backbone import keep_freed_memory
-from geopose.nets.losses import keypoint_loss, locator_loss
+from geopose.nets.losses import keypoint_loss, locator_loss, refiner_loss
 from geopose.train_options import TrainOptions
 from geopose.train_report import Progress, finish_model, machine, plot_history, say
 from geopose.train_state import (
@@ -120,7 +121,10 @@ class _Run:
             self.keypoints = np.asarray(stored[0]["keypoints"], float)
             self.clock = Clock(float(stored[0]["elapsed_s"]) + clock.elapsed())
         torch.manual_seed(options.seed)
-        self.learners = [self._learner(role, first.get(role)) for role in ("locator", "keypoints")]
+        roles = ["locator", "keypoints"] + ["refiner"] * (options.refiner_share > 0 or "refiner" in first)
+        if stored is not None:
+            roles = [role for role in ("locator", "keypoints", "refiner") if role in stored[0]["learners"]]
+        self.learners = [self._learner(role, first.get(role)) for role in roles]
         if stored is not None:
             for learner in self.learners:
                 learner.restore(stored[0]["learners"][learner.role], stored[1])
@@ -164,10 +168,10 @@ class _Run:
     def _learner(self, role: str, weights: dict[str, Any] | None) -> Learner:
         o = self.options
         net_options: dict[str, Any] = {}
-        if role == "locator" or o.network == "unet":
+        if role != "keypoints" or o.network == "unet":
             net_options = {
                 "pretrained": bool(o.pretrained),
-                "frozen_stride": o.frozen_stride,
+                "frozen_stride": min(o.frozen_stride or 0, 4) if role == "refiner" else o.frozen_stride,
                 "frozen_5x5": o.frozen_5x5,
             }
         if role == "keypoints":
@@ -188,13 +192,18 @@ class _Run:
     def work(self) -> None:
         total = 60.0 * self.options.minutes
         training = total - min(_FINAL_SHARE * total, _FINAL_MOST_S)
-        plan: list[tuple[str, Callable[..., Any], float]] = [
-            ("window", locator_loss, self.options.locator_share),
-            ("crop", keypoint_loss, 1.0),
-        ]
-        for learner, (kind, loss_fn, share) in zip(self.learners, plan, strict=True):
-            if not learner.done:
-                self._learn(learner, kind, loss_fn, share, training)
+        locator, refiner = self.options.locator_share, self.options.refiner_share
+        plan: dict[str, tuple[str, Callable[..., Any], float]] = {
+            "locator": ("window", locator_loss, locator),
+            "keypoints": ("crop", keypoint_loss, max(1 - locator - refiner, 0.0)),
+            "refiner": ("pair", refiner_loss, refiner),
+        }
+        left = 1.0
+        for learner in self.learners:
+            kind, loss_fn, share = plan[learner.role]
+            if not learner.done and share > 1e-9:
+                self._learn(learner, kind, loss_fn, min(share / left, 1.0), training)
+            left = max(left - share, 1e-9)
         if self.rank == 0:
             self._finish(total)
 
@@ -252,8 +261,7 @@ class _Run:
         }
         tensors: dict[str, Any] = {}
         for learner in self.learners:
-            if learner.begun_s is not None:
-                tensors |= learner.tensors()
+            tensors |= learner.tensors()
         write_state(self.state_file, meta, tensors)
         self.saved_s = self.clock.elapsed()
         if self.lock is not None and self.lock.exists():

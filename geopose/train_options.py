@@ -30,7 +30,9 @@ class TrainOptions:
         crop_size: side of the keypoint network's input, pixels, a multiple of 32.
         crop_scale: side of the crop over the object's size.
         window_size: side of the locator's training windows, pixels, a multiple of 32.
-        locator_share: share of the time that goes to the locator.
+        locator_share: share of the time that goes to the locator; with `start`, 0 leaves it as it is.
+        refiner_share: share of the time that goes to the refiner, 0 for none (with `start`: as it is); what is left of
+            the time is the keypoint network's.
         batch_size: pictures per step and process.
         learning_rate: at its peak, of AdamW, for the encoder; the layers after it learn three times as fast.
         start: checkpoint of the same mesh and network whose weights and keypoints to start from: trains it further.
@@ -58,6 +60,7 @@ class TrainOptions:
     crop_scale: float = 1.5
     window_size: int = 160
     locator_share: float = 0.2
+    refiner_share: float = 0.3
     batch_size: int = 16
     learning_rate: float = 1e-3
     start: str | None = None
@@ -79,7 +82,14 @@ class TrainOptions:
                 "a positive multiple of 32",
             ),
             "crop_scale": (1 <= self.crop_scale <= 4, "1 to 4 object sizes"),
-            "locator_share": (0 < self.locator_share < 1, "a share between 0 and 1"),
+            "locator_share": (
+                0 <= self.locator_share < 1 and (self.locator_share > 0 or self.start is not None),
+                "a share between 0 and 1 (0 only with start)",
+            ),
+            "refiner_share": (
+                0 <= self.refiner_share < 1 - self.locator_share + (self.start is not None) * 1e-9,
+                "a share that leaves the keypoint network some time (none only with start)",
+            ),
             "batch_size": (self.batch_size >= 2, "at least 2"),
             "learning_rate": (0 < self.learning_rate < 1, "a number between 0 and 1"),
             "seed": (self.seed >= 0, "a number >= 0"),

@@ -14,9 +14,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from geopose._io import atomic_path
-from geopose.calibrate import calibrate_keypoints, covariance_scale, fit_confidence, read_renders
+from geopose.calibrate import (
+    BEST_FEATURES,
+    PRIOR,
+    calibrate_keypoints,
+    covariance_scale,
+    fit_confidence,
+    read_renders,
+)
 from geopose.checkpoint import jsonable
-from geopose.estimate import BEST_FEATURES, PRIOR, PoseEstimator
+from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import add, add_s, rotation_error, translation_error
 from geopose.geometry.pose import Pose
@@ -127,18 +134,17 @@ def learn_confidence(
     Poses worse than 0.3 d do not enter the factor: they are the wrong mode, which no covariance describes.
     """
     seen: list[tuple[dict[str, float], Pose | None]] = []
-    features = estimator.features
+    confident = estimator.confident
 
-    def record(result: Any, pose: Pose | None, *rest: Any) -> dict[str, float]:
-        values = features(result, pose, *rest)
-        seen.append((values, pose))
-        return values
+    def record(values: Mapping[str, float], pose: Pose | None) -> float:
+        seen.append((dict(values), pose))
+        return confident(values, pose)
 
     symmetric = len(estimator.symmetries.expand(36)) > 1
     limit = 0.1 * float(estimator.meta["diameter"])
     rows: list[tuple[dict[str, float], bool]] = []
     distances: list[float] = []
-    estimator.features = record  # type: ignore[method-assign,assignment]
+    estimator.confident = record  # type: ignore[method-assign,assignment]
     try:
         for number, scene in enumerate(scenes, 1):
             image, camera, truth = _scene(scene)
@@ -154,7 +160,7 @@ def learn_confidence(
             if number >= count or (time.monotonic() > until and number >= 4):
                 break
     finally:
-        del estimator.features
+        del estimator.confident
     weights = {name: float(prior["weights"][name]) for name in BEST_FEATURES}
     confidence = fit_confidence(
         [r[0] for r in rows], [r[1] for r in rows], {"weights": weights, "bias": prior["bias"]}

@@ -53,11 +53,25 @@ def test_weights_and_metadata_come_back(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["a.geopose"]
 
 
+def test_large_weights_take_a_byte_and_lose_half_a_step(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = nn.Conv2d(32, 64, 3)
+    with torch.no_grad():
+        net.weight[3] = 0
+        net.weight[5] *= 1e3  # another channel's size does not matter
+    path = checkpoint.save_model(tmp_path / "a.geopose", {"keypoints": net}, tiny_meta())
+    stored = checkpoint.load_model(path)[0]["keypoints"]["weight"]
+    step = net.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
+    assert ((stored - net.weight).abs() <= 0.5001 * step).all()
+    assert path.stat().st_size < net.weight.numel() + 4000
+
+
 @pytest.mark.parametrize(
     ("role", "options"),
     [
         ("keypoints", {"kind": "unet", "num_keypoints": 5}),
         ("keypoints", {"kind": "hourglass", "num_keypoints": 5, "stacks": 1, "features": 16}),
+        ("refiner", {"widths": [8, 16, 16]}),
         ("locator", {}),
     ],
 )
@@ -68,7 +82,7 @@ def test_networks_are_rebuilt_and_answer_alike(tmp_path: Path, role: str, option
     assert path.stat().st_size < checkpoint.MAX_BYTES
     nets, _ = checkpoint.load_nets(path)
     assert not nets[role].training
-    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    picture = torch.rand(1, 9 if role == "refiner" else 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours, theirs = net(picture), nets[role](picture)
     ours, theirs = (o["heatmaps"] if role == "keypoints" else o for o in (ours, theirs))
@@ -85,7 +99,7 @@ def test_weights_that_float16_cannot_hold_are_kept_whole(tmp_path: Path) -> None
 def test_saving_refuses_what_cannot_be_stored(tmp_path: Path) -> None:
     path = tmp_path / "a.geopose"
     with pytest.raises(ValueError, match="12 MB"):
-        checkpoint.save_model(path, {"x": nn.Linear(3000, 3000)}, {})
+        checkpoint.save_model(path, {"x": nn.Linear(3500, 3500)}, {})
     broken = nn.Linear(2, 2)
     nn.init.constant_(broken.bias, float("nan"))
     with pytest.raises(ValueError, match=r"x\.bias are not finite"):

@@ -25,6 +25,7 @@ LAYER_OF = {
     "train_options": 3,
     "train_state": 3,
     "align": 3,
+    "compare": 3,
     "image": 3,
     "result": 3,
     "stages": 3,

@@ -215,6 +215,15 @@ def test_cramer_rao_leaves_out_what_is_not_finite(rng):
     np.testing.assert_allclose(metrics.cramer_rao(points, pose, CAMERA, cov), expected, rtol=1e-9)
 
 
+def test_expected_distance_is_that_of_drawn_poses(rng):
+    pose, points = random_poses(rng, 1)[0], toy_points(rng)
+    root = rng.normal(0, 1, (6, 6)) * [[0.002], [0.001], [0.02], [0.004], [0.01], [0.003]]
+    drawn = pose.retract(rng.normal(0, 1, (20000, 6)) @ root.T)
+    squared = np.square(drawn.apply(points) - pose.apply(points)).sum(-1)
+    expected = metrics.expected_distance(root @ root.T, pose, points)
+    assert float(expected) == pytest.approx(np.sqrt(squared.mean()), rel=0.02)
+
+
 def test_recalls_and_thresholds():
     np.testing.assert_allclose(metrics.mspd_thresholds(640), [5, 10, 15, 20, 25, 30, 35, 40, 45, 50])
     np.testing.assert_allclose(metrics.mspd_thresholds(1280)[0], 10)

@@ -384,6 +384,9 @@ class Fake(torch.utils.data.Dataset):
         with open({log!r} + rank, "a") as file:
             file.write(f"{{self.kind}} {{index}}\\n")
         rng = np.random.default_rng([index])
+        if self.kind == "pair":
+            flow, drawn = np.zeros((2, 8, 8), np.float32), np.ones((8, 8), np.float32)
+            return dict(image=rng.integers(0, 255, (9, 32, 32), np.uint8), flow=flow, drawn=drawn)
         out = dict(image=rng.integers(0, 255, (3, 32, 32), np.uint8), visib_fract=np.float32(1), present=np.bool_(True))
         if self.kind == "window":
             return out | dict(centre_px=np.float32([9, 9]), size_px=np.float32(16))
@@ -393,7 +396,7 @@ class Fake(torch.utils.data.Dataset):
 class Run(module._Run):
     def _after_step(self, learner, loss):
         super()._after_step(learner, loss)
-        if learner.role == "keypoints" and learner.step == kill_at:
+        if learner.role == os.environ.get("KILL_IN", "keypoints") and learner.step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
     def work(self):
         super().work()
@@ -450,6 +453,21 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.glob("*toy*")) == ["toy.geopose", "toy_training.png"]
     _, meta = load_nets(tmp_path / "toy.geopose")
     assert meta["images"]["keypoints"] == after
+
+
+@pytest.mark.parametrize("role", ["locator", "refiner"])
+def test_a_kill_while_another_network_learns_loses_none(tmp_path: Path, role: str) -> None:
+    killed = run_fake(tmp_path, 2.0, KILL_AT="6", KILL_IN=role)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kept, _ = train_state.read_state(
+        (tmp_path / "toy.geopose.state").read_bytes(), tmp_path / "toy.geopose.state"
+    )
+    assert kept["learners"][role]["samples"] > 0
+    again = run_fake(tmp_path, 2.0)
+    assert again.returncode == 0, again.stderr
+    assert "going on from" in again.stderr
+    nets, _ = load_nets(tmp_path / "toy.geopose")
+    assert set(nets) == {"locator", "keypoints", "refiner"}
 
 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:

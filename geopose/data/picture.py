@@ -40,7 +40,8 @@ class SyntheticOptions:
     window_size: pixels of a locator's window; window_range: object sizes in it; scene_wh, scene_range,
     scene_fov_deg: whole pictures; empty: share of windows without the object; clutter, occluders:
     probabilities of other things in space and of flat shapes before the object; truncated: share of crops
-    that reach over the picture's border; backgrounds: a folder of photographs to use instead of the built-in
+    that reach over the picture's border; gross: share of
+    the refiner's guesses that are altogether wrong; backgrounds: a folder of photographs to use instead of the built-in
     backgrounds; max_faces: the mesh is simplified to this.
     """
 
@@ -59,6 +60,7 @@ class SyntheticOptions:
     clutter: float = 0.6
     occluders: float = 0.4
     truncated: float = 0.12
+    gross: float = 0.06
     backgrounds: str | None = None
     max_faces: int = 2500
 

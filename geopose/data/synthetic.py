@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from geopose.cad.guide import CELL, guide
 from geopose.cad.model import CadModel
 from geopose.cad.render import rasterize
 from geopose.cad.symmetry import Symmetries, front
@@ -20,13 +21,15 @@ from geopose.geometry.rotation import exp_so3
 
 F32 = NDArray[Any]  # float32
 PADDING = 0.5  # value outside of the picture, in training and in estimation
-KINDS = ("crop", "window", "scene")
+KINDS = ("crop", "window", "scene", "pair")
+_FAR_CELLS = 8.0  # most that a flow is asked to say
 
 
 class SyntheticDataset(Dataset):
     """Endless training samples of one mesh; `dataset[i]` depends on the seed, the options and i alone.
 
     kind "crop": for the keypoint network (items: see `_crop`); "window": for the locator (`_window`);
+    "pair": a crop and what a pose near the true one predicts there, for the refiner (`_pair`);
     "scene": whole pictures for evaluation (`_scene`). Items are dicts of arrays, ready to be collated.
     """
 
@@ -110,6 +113,46 @@ class SyntheticDataset(Dataset):
             "present": np.bool_(True),
         }
 
+    def _pair(self, generator: np.random.Generator) -> dict[str, Any]:
+        """image (9, S, S) uint8: the crop and the picture of the `Guide` of a guessed pose; flow (2, S/4, S/4) cells
+        from where the guess has a surface point to where it is; drawn (S/4, S/4), where the guess shows one."""
+        options, side = self.options, self.options.crop_size
+        model, maker = self.maker.model, self.maker
+        while True:
+            guess, centre, size = self._pose(generator)
+            focal = side / (options.crop_scale * size)
+            cx, cy = 0.5 * (side - 1) - focal * centre
+            camera = Camera(focal, focal, cx, cy, (side, side))
+            truth = _astray(generator, guess, maker.centre, size)
+            if generator.random() < options.gross:
+                ray = guess.apply(maker.centre[None])[0]
+                R = turned_to(ray) @ options.view.sample_rotation(generator)
+                truth = Pose(R, ray - R @ maker.centre)
+            if not (truth.apply(maker.vertices)[:, 2] > 0.05 * maker.diameter).all():
+                continue
+            seen_px = float(np.exp(generator.uniform(*np.log(options.crop_range))))
+            pixels = min(options.crop_scale * seen_px / side, 1.0)
+            picture = maker.make(generator, camera, truth, truth, pixels)
+            image, visible = picture.image, picture.visible
+            if generator.random() < options.truncated:
+                image, visible = _cut_off(generator, image, visible)
+            if visible.sum() > 0.12 * picture.full.sum():
+                break
+        drawn = guide(model, guess, camera)
+        cells = side // CELL
+        flow = np.zeros((2, cells * cells), np.float32)
+        moved = np.asarray(camera.project(truth.apply(drawn.points)))
+        was = np.asarray(camera.project(guess.apply(drawn.points)))
+        flow[:, drawn.cells] = ((moved - was) / CELL).clip(-_FAR_CELLS, _FAR_CELLS).T
+        mask = np.zeros(cells * cells, np.float32)
+        mask[drawn.cells] = 1
+        both = np.concatenate([image, drawn.picture], 2)
+        return {
+            "image": np.ascontiguousarray(both.transpose(2, 0, 1)),
+            "flow": flow.reshape(2, cells, cells),
+            "drawn": mask.reshape(cells, cells),
+        }
+
     def keypoint_targets(self, pose: Pose, camera: Camera) -> NDArray:
         """(Sym, K, 2) pixels of the keypoints, a row for each discrete symmetry; a continuous one is settled
         by `canonical`."""
@@ -181,6 +224,17 @@ class SyntheticDataset(Dataset):
         whole = camera.crop_resize(box, (int(size[0]), int(size[1])))
         vertices = pose.apply(self.maker.vertices)
         return len(rasterize(vertices, self.maker.model.faces, whole, near=1e-3 * self.maker.diameter).pixel)
+
+
+def _astray(generator: np.random.Generator, pose: Pose, centre: NDArray, size: float) -> Pose:
+    """A pose as far from `pose` as one from keypoints may be: some degrees, some percent of the size (on the plane
+    z = 1) and of the distance; often less."""
+    much = float(np.exp(generator.uniform(np.log(0.15), np.log(1.8))))
+    R = np.asarray(exp_so3(generator.normal(0, np.deg2rad(9) * much, 3))) @ pose.R
+    at = pose.apply(centre[None])[0]
+    ray = at / at[2]
+    ray[:2] += generator.normal(0, 0.035 * much, 2) * size
+    return Pose(R, ray * at[2] * np.exp(generator.normal(0, 0.06 * much)) - R @ centre)
 
 
 def canonical(pose: Pose, symmetries: Symmetries, centre: NDArray) -> Pose:

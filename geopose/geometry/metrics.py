@@ -166,6 +166,18 @@ def cramer_rao(points_obj: Array, pose: Pose, camera: Camera, cov_px: Array | No
     return _safe_inverse((J.mT @ weight @ J).sum(-3)).to(dtype)
 
 
+@either
+def expected_distance(covariance: Array, pose: Pose, points: Array) -> Array:
+    """Root mean square distance (...), metres, of the model's points to where they are, when the pose's left tangent
+    has this covariance (..., 6, 6): about the ADD to be expected."""
+    moved = _tensors(pose).apply(points)
+    left = torch.cat(
+        [torch.eye(3, dtype=moved.dtype).expand(*moved.shape, 3), -hat(moved)], -1
+    )  # (..., V, 3, 6)
+    squared = (left @ to_tensor(covariance)[..., None, :, :] * left).sum((-2, -1))
+    return squared.mean(-1).clamp_min(0).sqrt()
+
+
 def mspd_thresholds(width: int) -> np.ndarray:
     """BOP's ten MSPD thresholds, pixels, for images `width` pixels wide: 5 ... 50 at width 640."""
     return np.arange(5.0, 51.0, 5.0) * (width / 640)

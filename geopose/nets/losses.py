@@ -240,3 +240,27 @@ def locator_loss(out: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, di
     total = 4.0 * focal + log_size + 2.0 * offset + 0.1 * visible
     parts = {"centre": focal, "size": log_size, "offset": offset, "visible": visible, "total": total}
     return total, {name: part.detach() for name, part in parts.items()}
+
+
+def refiner_loss(out: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total loss (a scalar with gradient) of a `Refiner`'s flow, and its parts (detached, unweighted).
+
+    Args:
+        out: (B, 3, H, W). targets: collated pairs: `flow` (B, 2, H, W) cells, `drawn` (B, H, W), 1 where the guide
+            shows the object.
+    Raises:
+        ValueError: on shapes that do not match.
+    Notes:
+        Negative log-likelihood of independent Laplace distributions; every sample counts alike.
+    """
+    flow, drawn = targets["flow"].float(), targets["drawn"].float()
+    if out.ndim != 4 or out.shape[1] != 3 or flow.shape != (len(out), 2, *out.shape[2:]):
+        raise ValueError(
+            f"out: got {tuple(out.shape)} beside flow {tuple(flow.shape)}, expected (B, 3, H, W) beside (B, 2, H, W)"
+        )
+    error = (out[:, :2].float() - flow).abs().sum(1)
+    log_b = out[:, 2].float()
+    weight = drawn / drawn.sum((1, 2), keepdim=True).clamp_min(1.0)
+    nll = ((error * torch.exp(-log_b) + 2.0 * log_b) * weight).sum() / len(out)
+    far = (error.detach() * weight).sum() / len(out)
+    return nll, {"nll": nll.detach(), "flow": far, "total": nll.detach()}

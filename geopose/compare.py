@@ -1,0 +1,143 @@
+"""A pose compared with the photograph: the mesh is drawn at it, a network says where each drawn point really lies,
+least squares move the pose there, and so on until it rests.
+
+Notes:
+    Hu et al., "Perspective Flow Aggregation for Data-Limited 6D Object Pose Estimation", ECCV 2022: the flow between
+    a rendering and the photograph, and the pose from its correspondences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from geopose.cad.guide import CELL, guide
+from geopose.cad.model import CadModel
+from geopose.data.sample import box_centre_size, projected_box, square
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+from geopose.geometry.refine import Reprojection, levenberg_marquardt
+from geopose.stages import cut_square
+
+Array = NDArray[Any]
+
+ROUNDS = 4  # most
+_STILL = 0.25  # crop pixels; a pose that moves its points by less has arrived
+_NEAR = 0.02  # object sizes; a point nearer than this is where it should be
+_INDEPENDENT = 24.0  # points that the neighbouring, like-minded points of a flow are worth
+_FEW = 12  # points that are too few
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A pose after the comparison.
+
+    pose: the better one, or the one given where the comparison says nothing; covariance: (6, 6) in the left tangent,
+    None where the pose is the one given; agreement: mean probability that a drawn point lies within 2 % of the object's
+    size of where it was drawn, before the last step.
+    """
+
+    pose: Pose
+    covariance: Array | None
+    agreement: float
+
+
+def compare(
+    net: nn.Module,
+    picture: NDArray[np.uint8],
+    camera: Camera,
+    pose: Pose,
+    model: CadModel,
+    keypoints: Reprojection,
+    crop: tuple[int, float],
+    rounds: int = ROUNDS,
+) -> Compared:
+    """The pose that rests: drawn at it, the mesh is where the photograph has it.
+
+    Args:
+        net: a `Refiner`. picture: (H, W, 3). model: a light mesh, painted by vertex. keypoints: the inliers, in pixels
+            of `camera`; they hold the first step, which may be far. crop: pixels of the crop, and its side over the
+            object's size, as in training. rounds: most drawings.
+    """
+    covariance, agreement = None, 0.0
+    for number in range(rounds):
+        flow = _flow(net, picture, camera, pose, model, crop)
+        if flow is None:
+            break
+        term, agreement = flow
+
+        def linearise(
+            at: Pose, terms: tuple[Reprojection, ...] = (keypoints, term)[number > 0 :]
+        ) -> tuple[Array, Array]:
+            parts = [each.linearise(at) for each in terms]
+            return np.concatenate([r for r, _ in parts], 1), np.concatenate([J for _, J in parts], 2)
+
+        best = levenberg_marquardt(
+            None, linearise, pose, kernel="cauchy", scale=2.5, max_iterations=10, tolerance=1e-2
+        )
+        if not np.isfinite(best.cost):
+            break
+        moved = np.abs(_seen(best.pose, term) - _seen(pose, term)).mean()
+        pose, covariance = best.pose, np.linalg.inv(best.information)
+        if moved < _STILL:
+            break
+    return Compared(pose, covariance, agreement)
+
+
+def _seen(pose: Pose, term: Reprojection) -> Array:
+    """(M, 2) crop pixels of the drawn points."""
+    assert term.camera is not None
+    return np.asarray(term.camera.project(pose.apply(term.points.T)))
+
+
+def _flow(
+    net: nn.Module,
+    picture: NDArray[np.uint8],
+    camera: Camera,
+    pose: Pose,
+    model: CadModel,
+    crop: tuple[int, float],
+) -> tuple[Reprojection, float] | None:
+    """Where the drawn points lie, as a term of the least squares, and the agreement; None if hardly any is drawn."""
+    side, scale = crop
+    points = pose.apply(model.vertices)
+    box = projected_box(model.vertices, pose, camera)
+    if not np.isfinite(box).all() or not (points[:, 2] > 1e-3 * model.diameter).all():
+        return None
+    centre, size = box_centre_size(box)
+    if not 4 < size < 1e5:
+        return None
+    look = square(centre, scale * size)
+    view = camera.crop_resize(look, (side, side))
+    drawn = guide(model, pose, view)
+    if len(drawn.cells) < _FEW:
+        return None
+    both = np.concatenate([cut_square(picture, look, side), drawn.picture], 2)
+    x = torch.from_numpy(both).to(next(net.parameters()).device).permute(2, 0, 1)[None].float().div_(255)
+    with torch.inference_mode():
+        out = net(x)[0].flatten(1).cpu().double().numpy()[:, drawn.cells]
+    flow, b = CELL * out[:2], CELL * np.exp(out[2])  # crop pixels
+    place = np.asarray(view.project(pose.apply(drawn.points))).T + flow
+    deviation = np.sqrt(2 * max(len(b) / _INDEPENDENT, 1)) * b
+    whiten = np.stack([1 / deviation, np.zeros_like(b), 1 / deviation])
+    within = _NEAR * side / scale
+    agreement = float((_between(flow[0], b, within) * _between(flow[1], b, within)).mean())
+    return Reprojection(drawn.points.T, place, whiten, view.numpy()), agreement
+
+
+def _between(mean: Array, b: Array, limit: float) -> Array:
+    """Probability of [-limit, limit] under the Laplace distribution of `mean` and scale `b`."""
+
+    def below(x: Array) -> Array:
+        tail = 0.5 * np.exp(-np.abs(x) / b)
+        return np.where(x < 0, tail, 1 - tail)
+
+    return below(limit - mean) - below(-limit - mean)
+
+
+__all__ = ["Compared", "compare"]

@@ -1,0 +1,102 @@
+"""Refiner: where each seen point of a predicted picture really lies in the photograph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from geopose.nets.backbone import ConvNorm, Encoder, channels_last, checked_options, mixed_precision
+
+STRIDE = 4
+"""Crop pixels per output cell."""
+
+_DEPTH = 11  # of the encoder: to stride 16
+_LOG_B = (-4.0, 3.0)  # cells, smallest and largest
+
+
+class Refiner(nn.Module):
+    """The flow from a rendering at a guessed pose to the photograph, with its uncertainty.
+
+    Args:
+        pretrained: ImageNet weights in the encoder.
+        frozen_stride: encoder layers up to this stride (0, 2, 4) are not trained.
+        frozen_5x5: the encoder's 5x5 depthwise filters are not trained; see `Encoder`.
+        widths: channels where both pictures meet, and of the decoder at strides 8 and 4.
+        bfloat16: train the decoder in bfloat16 on processors that multiply it in hardware; evaluation stays
+            float32.
+    Notes:
+        Render and compare: Li et al., "DeepIM", ECCV 2018; flow in place of a pose: Hu et al., "Perspective Flow
+        Aggregation", ECCV 2022. Both pictures go through the same first layers, as in FlowNetC (Dosovitskiy et al.,
+        ICCV 2015), and on together.
+    """
+
+    def __init__(
+        self,
+        pretrained: bool = False,
+        *,
+        frozen_stride: int = 0,
+        frozen_5x5: bool = False,
+        widths: Sequence[int] = (64, 96, 64),
+        bfloat16: bool = True,
+    ) -> None:
+        super().__init__()
+        if frozen_stride > STRIDE:
+            raise ValueError(f"frozen_stride: got {frozen_stride!r}, expected 0, 2 or 4")
+        self.options = {
+            "pretrained": False, "frozen_stride": frozen_stride, "frozen_5x5": frozen_5x5, "widths": list(widths),
+            "bfloat16": bfloat16,
+        }  # fmt: skip
+        self.mixed = bfloat16
+        self.encoder = Encoder(pretrained, depth=_DEPTH, frozen_stride=frozen_stride, frozen_5x5=frozen_5x5)
+        channels, meet = self.encoder.channels, widths[0]
+        self.meet = ConvNorm(2 * channels[4] + 4, meet, 3)
+        self.enter = nn.Conv2d(meet, channels[4], 1)
+        self.join = nn.ModuleList(
+            (ConvNorm(channels[16] + channels[8], widths[1], 3), ConvNorm(widths[1] + meet, widths[2], 3))
+        )
+        self.last = ConvNorm(widths[2], widths[2], 3)
+        self.head = nn.Conv2d(widths[2], 3, 1)
+        channels_last(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flow and uncertainty in every cell.
+
+        Args:
+            x: (B, 9, S, S) in [0, 1], S a multiple of 16: RGB of the photograph, then the six channels of a
+                `Guide`'s picture.
+        Returns:
+            (B, 3, S/4, S/4): x and y of the flow, in cells, and the logarithm of the scale b of the Laplace
+            distribution of each of them, in cells.
+        Raises:
+            ValueError: on another shape.
+        """
+        if x.ndim != 4 or x.shape[1] != 9 or any(size % 16 or size == 0 for size in x.shape[2:]):
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, 9, S, S) with S a multiple of 16")
+        both = self.encoder.up_to(STRIDE, torch.cat((x[:, :3], x[:, 3:6])))
+        seen, drawn = both.chunk(2)
+        place = x[:, 6:, 1::STRIDE, 1::STRIDE]
+        mask = (place > 0).any(1, keepdim=True).to(x.dtype)
+        with mixed_precision(self.mixed and self.training):
+            met = self.meet(torch.cat((seen, drawn, (2 * place - 1) * mask, mask), 1))
+        features = self.encoder.beyond(STRIDE, seen + self.enter(met.float()))
+        with mixed_precision(self.mixed and self.training):
+            y = features[16]
+            for join, fine in zip(self.join, (features[8], met), strict=True):
+                y = join(torch.cat((F.interpolate(y, scale_factor=2.0, mode="bilinear"), fine), 1))
+            y = self.last(y)
+        out = self.head(y.float())
+        low, high = _LOG_B
+        log_b = low + (high - low) * torch.sigmoid((out[:, 2:] - 0.5) * (4.0 / (high - low)))
+        return torch.cat((out[:, :2], log_b), 1)
+
+
+def build_refiner(options: Mapping[str, Any], weights: bool = True) -> Refiner:
+    """The refiner that `options` (JSON-able, any argument of `Refiner`) describe.
+
+    weights: False never looks for pretrained weights: to load a checkpoint into it.
+    """
+    return Refiner(**checked_options(options, Refiner, weights))

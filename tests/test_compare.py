@@ -1,0 +1,181 @@
+"""A pose compared with the photograph: what is drawn, what the network is taught, and what becomes of its answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from geopose import compare as module
+from geopose.align import keypoint_term
+from geopose.cad.guide import CELL, Guide, guide
+from geopose.cad.model import CadModel, load_cad
+from geopose.cad.render import render
+from geopose.cad.symmetry import Symmetries
+from geopose.compare import compare
+from geopose.data.picture import SyntheticOptions
+from geopose.data.synthetic import SyntheticDataset
+from geopose.geometry.camera import Camera
+from geopose.geometry.metrics import add
+from geopose.geometry.pose import Pose
+from geopose.nets import build_refiner, refiner_loss
+from geopose.stages import Reading
+
+CAR = load_cad("car").baked().simplified(1500)
+POINTS = np.ascontiguousarray(CAR.vertices[:: len(CAR.vertices) // 15][:16])
+CAMERA = Camera(600.0, 600.0, 319.5, 239.5, (640, 480), (0.1, -0.05, 0, 0))
+TRUTH = Pose(cv2.Rodrigues(np.array([1.9, 0.3, 0.2]))[0], np.array([0.3, -0.2, 6.0]) * CAR.diameter)
+CROP = (128, 1.5)
+NONE = Symmetries(np.eye(4)[None])
+
+
+def test_a_guide_shows_the_surface_where_the_camera_has_it() -> None:
+    view = Camera(700.0, 700.0, 40.0, 70.0, (128, 128))
+    drawn, whole = guide(CAR, TRUTH, view), render(CAR, view, TRUTH)
+    assert drawn.picture.shape == (128, 128, 6)
+    np.testing.assert_array_equal((drawn.picture[..., 3:] > 0).any(-1), whole.mask)
+    assert (drawn.picture[~whole.mask] == [128, 128, 128, 0, 0, 0]).all()
+    row, column = np.divmod(drawn.cells, 128 // CELL)
+    px = view.project(TRUTH.apply(drawn.points))
+    np.testing.assert_allclose(px, np.stack([CELL * column + 1, CELL * row + 1], 1), atol=0.02)
+    np.testing.assert_array_equal(np.sort(drawn.cells), np.flatnonzero(whole.mask[1::CELL, 1::CELL]))
+    low, high = CAR.bounds
+    coordinates = (drawn.picture[whole.mask][:, 3:].astype(float) - 128) / 127
+    expected = (whole.xyz[whole.mask] - 0.5 * (low + high)) / (0.5 * (high - low))
+    np.testing.assert_allclose(coordinates, expected, atol=0.01)
+
+
+def test_pairs_teach_where_the_drawn_points_are() -> None:
+    options = SyntheticOptions(clutter=0, occluders=0, truncated=0, gross=0, crop_range=(200, 280))
+    data = SyntheticDataset(CAR, POINTS, NONE, options, 3, "pair")
+    moved = []
+    for i in range(6):
+        item = data[i]
+        assert item["image"].shape == (9, 128, 128)
+        assert item["image"].dtype == np.uint8
+        drawn = item["drawn"] > 0
+        np.testing.assert_array_equal(drawn, (item["image"][6:, 1::CELL, 1::CELL] > 0).any(0))
+        assert (item["flow"][:, ~drawn] == 0).all()
+        # moved by the flow, the drawn object covers what is seen better: colours of the crop follow it
+        flow = item["flow"][:, drawn]
+        moved.append(np.abs(flow).max())
+        # a rigid motion seen from afar is nearly affine
+        row, column = np.nonzero(drawn)
+        basis = np.stack([row, column, np.ones_like(row)], 1)
+        rest = flow.T - basis @ np.linalg.lstsq(basis, flow.T, rcond=None)[0]
+        assert np.abs(rest).mean() < 0.3 * np.abs(flow).mean() + 0.1
+        again = data[i]
+        assert all(np.array_equal(item[k], again[k]) for k in item)
+    assert 0.3 < np.median(moved) < 8
+
+
+def test_the_refiner_learns_a_flow() -> None:
+    torch.manual_seed(0)
+    net = build_refiner({"widths": [16, 16, 16]}).train()
+    data = SyntheticDataset(CAR, POINTS, NONE, SyntheticOptions(crop_size=64, gross=0), 3, "pair")
+    items = [data[i] for i in range(4)]
+    batch = {k: torch.from_numpy(np.stack([item[k] for item in items])) for k in items[0]}
+    image = batch.pop("image").float() / 255
+    optimiser = torch.optim.Adam(net.parameters(), 3e-3)
+    losses = []
+    for _ in range(25):
+        out = net(image)
+        assert out.shape == (4, 3, 16, 16)
+        loss, parts = refiner_loss(out, batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(parts["flow"]))
+    assert losses[-1] < 0.6 * losses[0]
+    with pytest.raises(ValueError, match="multiple of 16"):
+        net(image[:, :6])
+    with pytest.raises(ValueError, match="flow"):
+        refiner_loss(out[:, :, :8], batch)
+
+
+def test_the_loss_is_that_of_laplace() -> None:
+    out = torch.tensor([0.5, -1.0, 0.3]).view(1, 3, 1, 1)
+    targets = {"flow": torch.tensor([1.5, 0.0]).view(1, 2, 1, 1), "drawn": torch.ones(1, 1, 1)}
+    laplace = torch.distributions.Laplace(out[0, :2, 0, 0], out[0, 2, 0, 0].exp())
+    expected = -laplace.log_prob(targets["flow"][0, :, 0, 0]).sum() - 2 * np.log(2)
+    torch.testing.assert_close(refiner_loss(out, targets)[0], expected)
+
+
+class Oracle(nn.Module):
+    """Knows the flow to `truth`, up to `noise` crop pixels, from what was drawn last."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, truth: Pose, noise: float = 0.0) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+        self.truth, self.noise, self.rng, self.calls = truth, noise, np.random.default_rng(0), 0
+        monkeypatch.setattr(module, "guide", self.guide)
+
+    def guide(self, model: CadModel, pose: Pose, view: Camera) -> Guide:
+        self.drawn, self.pose, self.view = guide(model, pose, view), pose, view
+        return self.drawn
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape == (1, 9, 128, 128)
+        self.calls += 1
+        points = self.drawn.points
+        flow = self.view.project(self.truth.apply(points)) - self.view.project(self.pose.apply(points))
+        flow = flow + self.rng.normal(0, self.noise, flow.shape)
+        out = torch.zeros(1, 3, 32 * 32)
+        out[0, :2, self.drawn.cells] = torch.from_numpy((flow / CELL).T).float()
+        out[:, 2] = np.log(max(self.noise, 0.1) / CELL)
+        return out.view(1, 3, 32, 32)
+
+
+def started(seed: int) -> tuple[Pose, Reading, np.ndarray]:
+    """A pose some percent off, keypoints as far off, and a picture in which nothing matters."""
+    rng = np.random.default_rng(seed)
+    step = np.concatenate([rng.normal(0, [0.02, 0.02, 0.15]) * CAR.diameter, rng.normal(0, 0.05, 3)])
+    points = CAMERA.project(TRUTH.apply(POINTS)) + rng.normal(0, 1.5, (16, 2))
+    cov = np.broadcast_to(2.25 * np.eye(2), (16, 2, 2))
+    reading = Reading(points, cov, np.ones((32, 32), np.float32), np.array([0.0, 0, 100, 100]))
+    about = Pose(np.eye(3), TRUTH.t) @ Pose.exp(step) @ Pose(np.eye(3), -TRUTH.t)
+    return about @ TRUTH, reading, np.zeros((480, 640, 3), np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_known_flow_leads_to_the_truth(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, reading, picture = started(seed)
+    term = keypoint_term(POINTS, reading, np.ones(16, bool), CAMERA)
+    before = float(add(start, TRUTH, CAR.vertices)) / CAR.diameter
+    found = compare(Oracle(monkeypatch, TRUTH), picture, CAMERA, start, CAR, term, CROP)
+    after = float(add(found.pose, TRUTH, CAR.vertices)) / CAR.diameter
+    assert after < 0.1 * before
+    assert after < 0.005
+    assert found.agreement > 0.9
+    assert found.covariance is not None
+    assert np.linalg.eigvalsh(found.covariance).min() > 0
+
+
+def test_a_wrong_pose_does_not_agree_and_an_unseen_one_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, reading, picture = started(0)
+    term = keypoint_term(POINTS, reading, np.ones(16, bool), CAMERA)
+    turned = Pose(TRUTH.R @ cv2.Rodrigues(np.array([0, 0, 0.5]))[0], TRUTH.t)
+    found = compare(Oracle(monkeypatch, turned), picture, CAMERA, start, CAR, term, CROP, rounds=1)
+    assert found.agreement < 0.5
+    behind = Pose(TRUTH.R, -TRUTH.t)
+    oracle = Oracle(monkeypatch, TRUTH)
+    found = compare(oracle, picture, CAMERA, behind, CAR, term, CROP)
+    assert oracle.calls == 0
+    assert found.pose is behind
+    assert found.covariance is None
+    assert found.agreement == 0
+
+
+def test_more_noise_is_less_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, reading, picture = started(0)
+    term = keypoint_term(POINTS, reading, np.ones(16, bool), replace(CAMERA))
+    said = [
+        compare(Oracle(monkeypatch, TRUTH, noise), picture, CAMERA, TRUTH, CAR, term, CROP).agreement
+        for noise in (0.1, 1.0, 4.0)
+    ]
+    assert said[0] > 0.95
+    assert said[0] > said[1] > said[2]
