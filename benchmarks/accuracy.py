@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 from common import spread, write_json
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from geopose.cad.model import load_cad
 from geopose.data.picture import SyntheticOptions
@@ -24,6 +25,8 @@ from geopose.data.synthetic import SyntheticDataset
 from geopose.estimate import PoseEstimator, model_of
 from geopose.fit import start_worker
 from geopose.train_report import judge_scenes, summary
+
+SIZES = ((0, 60), (60, 100), (100, 200), (200, np.inf))  # of the object, pixels
 
 
 def main() -> None:
@@ -60,7 +63,10 @@ def main() -> None:
     loader = DataLoader(scenes, batch_size=1, num_workers=1, worker_init_fn=start_worker)
     for _ in range(3):  # warm up
         estimator.estimate(np.zeros((480, 640, 3), np.uint8))
-    rows = judge_scenes(estimator, loader, args.count, float("inf"))
+    pictures = list(
+        tqdm(loader, "rendering", unit="picture")
+    )  # first, so that the times are those of the estimator
+    rows = judge_scenes(estimator, tqdm(pictures, "estimating", unit="picture"), args.count, float("inf"))
     figures = summary(rows)
     times = spread([1e3 * r["seconds"] for r in rows])
     hidden = "with" if args.hidden else "without"
@@ -73,6 +79,13 @@ def main() -> None:
     print(f"rotation       {figures['rotation_median_deg']:.2f} degrees, median")
     print(f"translation    {100 * figures['translation_median_diameters']:.2f} % of the diameter, median")
     print(f"keypoints      {figures['keypoint_median_px']:.2f} px, median")
+    for low, high in SIZES:
+        of = [r for r in rows if low <= r["size_px"] < high]
+        right, ok = (
+            100 * sum(r["found"] > 0 and r["add"] < limit for r in of) / max(len(of), 1)
+            for limit in (0.1, np.inf)
+        )
+        print(f"  {low:.0f} to {high:.0f} px: {len(of)} pictures, found {ok:.1f} %, ADD-0.1d {right:.1f} %")
     print(f"time           {times['median']:.0f} ms, median ({times['p10']:.0f} to {times['p90']:.0f})")
     write_json(
         args.json, {"figures": figures, "wrong_as_ok": wrong / len(rows), "milliseconds": times, "rows": rows}

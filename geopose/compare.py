@@ -8,7 +8,7 @@ Notes:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,20 @@ class Compared:
     agreement: float
 
 
+@dataclass(frozen=True)
+class _Flow:
+    """term: where the drawn `points` (M, 3) lie in the crop of `view`; agreement: see `Compared`."""
+
+    term: Reprojection
+    agreement: float
+    points: Array
+    view: Camera
+
+    def seen(self, pose: Pose) -> Array:
+        """(M, 2) crop pixels of the drawn points."""
+        return np.asarray(self.view.project(pose.apply(self.points)))
+
+
 def compare(
     net: nn.Module,
     picture: NDArray[np.uint8],
@@ -69,11 +83,9 @@ def compare(
         flow = _flow(net, picture, camera, pose, model, crop)
         if flow is None:
             break
-        term, agreement = flow
+        agreement, terms = flow.agreement, (keypoints, flow.term)[number > 0 :]
 
-        def linearise(
-            at: Pose, terms: tuple[Reprojection, ...] = (keypoints, term)[number > 0 :]
-        ) -> tuple[Array, Array]:
+        def linearise(at: Pose, terms: tuple[Reprojection, ...] = terms) -> tuple[Array, Array]:
             parts = [each.linearise(at) for each in terms]
             return np.concatenate([r for r, _ in parts], 1), np.concatenate([J for _, J in parts], 2)
 
@@ -82,17 +94,30 @@ def compare(
         )
         if not np.isfinite(best.cost):
             break
-        moved = np.abs(_seen(best.pose, term) - _seen(pose, term)).mean()
+        moved = np.abs(flow.seen(best.pose) - flow.seen(pose)).mean()
         pose, covariance = best.pose, np.linalg.inv(best.information)
+        covariance = covariance + _by_focal(pose, terms, covariance, float(camera.focal_rel_std))
         if moved < _STILL:
             break
     return Compared(pose, covariance, agreement)
 
 
-def _seen(pose: Pose, term: Reprojection) -> Array:
-    """(M, 2) crop pixels of the drawn points."""
-    assert term.camera is not None
-    return np.asarray(term.camera.project(pose.apply(term.points.T)))
+def _by_focal(pose: Pose, terms: tuple[Reprojection, ...], covariance: Array, focal_rel_std: float) -> Array:
+    """(6, 6) what the uncertain focal length adds to the covariance: the pose moves with it, to first order."""
+    if focal_rel_std == 0:
+        return np.zeros((6, 6))
+    slope, by = np.zeros(6), 1 + 1e-4
+    for term in terms:
+        r, J = term.linearise(pose)
+        if term.camera is None:
+            longer = replace(term, xy=term.xy / by, whiten=term.whiten * by)
+        else:
+            longer = replace(
+                term, camera=replace(term.camera, fx=term.camera.fx * by, fy=term.camera.fy * by)
+            )
+        slope += (J * ((longer.residual(pose) - r) / (by - 1))).sum((1, 2))
+    turn = covariance @ slope
+    return focal_rel_std**2 * np.outer(turn, turn)
 
 
 def _flow(
@@ -102,8 +127,8 @@ def _flow(
     pose: Pose,
     model: CadModel,
     crop: tuple[int, float],
-) -> tuple[Reprojection, float] | None:
-    """Where the drawn points lie, as a term of the least squares, and the agreement; None if hardly any is drawn."""
+) -> _Flow | None:
+    """What the network makes of the mesh drawn at `pose`; None if hardly any of it is in the picture."""
     side, scale = crop
     points = pose.apply(model.vertices)
     box = projected_box(model.vertices, pose, camera)
@@ -124,10 +149,16 @@ def _flow(
     flow, b = CELL * out[:2], CELL * np.exp(out[2])  # crop pixels
     place = np.asarray(view.project(pose.apply(drawn.points))).T + flow
     deviation = np.sqrt(2 * max(len(b) / _INDEPENDENT, 1)) * b
-    whiten = np.stack([1 / deviation, np.zeros_like(b), 1 / deviation])
     within = _NEAR * side / scale
     agreement = float((_between(flow[0], b, within) * _between(flow[1], b, within)).mean())
-    return Reprojection(drawn.points.T, place, whiten, view.numpy()), agreement
+    weight = np.stack([1 / deviation, np.zeros_like(b), 1 / deviation])
+    if len(view.distortion):
+        term = Reprojection(drawn.points.T, place, weight, view.numpy())
+    else:  # the same on the plane z = 1, in half the time
+        focal = np.array([[view.fx], [view.fy]], float)
+        plane = (place - np.array([[view.cx], [view.cy]], float)) / focal
+        term = Reprojection(drawn.points.T, plane, weight * focal[[0, 0, 1]])
+    return _Flow(term, agreement, drawn.points, view)
 
 
 def _between(mean: Array, b: Array, limit: float) -> Array:

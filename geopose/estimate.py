@@ -34,7 +34,7 @@ from geopose.stages import Candidate, Reading, locate, read_crops
 
 Array = NDArray[np.float64]
 
-CANDIDATES = 3
+CANDIDATES = 6
 _LOOKS = 2  # crops of one candidate, the second around what the first found
 _SURE = 0.85  # confidence at which no other crop is looked at
 _DOUBTFUL = ("no_consensus", "not_converged")  # a pose that the photograph may confirm

@@ -109,16 +109,19 @@ class _Run:
         self.identity["content_hash"] = model.content_hash
         stored = self._stored()
         first: dict[str, Any] = {}
+        self.before: dict[str, Any] = {"command": [], "minutes": 0.0, "images": {}}  # what the start had cost
         if stored is None and options.start is not None:
             first, start_meta = self._first(options.start)
             self.symmetries = Symmetries.from_json(start_meta["symmetries"])
             self.keypoints = np.asarray(start_meta["keypoints"], float)
+            self.before = {k: start_meta[k] for k in self.before} | {"command": [start_meta["command"]]}
         elif stored is None:
             self.symmetries = find_symmetries(model)
             self.keypoints = np.asarray(choose_keypoints(model, options.num_keypoints, self.symmetries))
         else:
             self.symmetries = Symmetries.from_json(stored[0]["symmetries"])
             self.keypoints = np.asarray(stored[0]["keypoints"], float)
+            self.before = stored[0].get("before", self.before)
             self.clock = Clock(float(stored[0]["elapsed_s"]) + clock.elapsed())
         torch.manual_seed(options.seed)
         roles = ["locator", "keypoints"] + ["refiner"] * (options.refiner_share > 0 or "refiner" in first)
@@ -258,6 +261,7 @@ class _Run:
             "keypoints": self.keypoints,
             "symmetries": self.symmetries.to_json(),
             "learners": {learner.role: learner.meta() for learner in self.learners},
+            "before": self.before,
         }
         tensors: dict[str, Any] = {}
         for learner in self.learners:
@@ -268,10 +272,11 @@ class _Run:
             self.lock.touch()
 
     def meta(self) -> dict[str, Any]:
-        """What the checkpoint says beside the weights."""
+        """What the checkpoint says beside the weights; its commands, minutes and images include those of the start."""
         light = self.model.baked().simplified(_MESH_FACES)
         options = {k: v for k, v in asdict(self.options).items() if k not in ("restart", "quiet", "device")}
         options["start"] = self.options.start and Path(self.options.start).name
+        cad = self.model.source if Path(self.model.source).is_file() else self.model.name
         return {
             "name": self.model.name,
             "unit": self.model.unit,
@@ -282,13 +287,14 @@ class _Run:
             "named_keypoints": self.model.named_keypoints,
             "symmetries": self.symmetries.to_json(),
             "options": options,
-            "command": self.options.command(
-                self.model.source if Path(self.model.source).is_file() else self.model.name, str(self.out)
-            ),
+            "command": " && ".join([*self.before["command"], self.options.command(cad, str(self.out))]),
             "seed": self.options.seed,
             "machine": machine(),
-            "minutes": self.clock.elapsed() / 60,
-            "images": {learner.role: learner.samples for learner in self.learners},
+            "minutes": self.before["minutes"] + self.clock.elapsed() / 60,
+            "images": {
+                learner.role: learner.samples + self.before["images"].get(learner.role, 0)
+                for learner in self.learners
+            },
             "calibration": {},
             "figures": {},
             "mesh": {"vertices": light.vertices, "faces": light.faces, "colors": light.colors},
@@ -313,7 +319,8 @@ class _Run:
             time.monotonic(),
             left,
         )
-        meta |= {"calibration": calibration, "figures": figures, "minutes": self.clock.elapsed() / 60}
+        minutes = self.before["minutes"] + self.clock.elapsed() / 60
+        meta |= {"calibration": calibration, "figures": figures, "minutes": minutes}
         checkpoint.save_model(self.out, nets, meta)
         histories: Mapping[str, Any] = {learner.role: learner.history for learner in self.learners}
         title = f"{self.model.name}: {self.clock.elapsed() / 60:.1f} minutes, ADD-0.1d {100 * figures['add_01d']:.0f} %"

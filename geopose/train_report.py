@@ -23,6 +23,7 @@ from geopose.calibrate import (
     read_renders,
 )
 from geopose.checkpoint import jsonable
+from geopose.data.sample import box_centre_size
 from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import add, add_s, rotation_error, translation_error
@@ -83,11 +84,10 @@ def say(text: str, quiet: bool = False) -> None:
 def judge_scenes(
     estimator: PoseEstimator, scenes: Iterable[Mapping[str, Tensor]], count: int, until: float, least: int = 4
 ) -> list[dict[str, float]]:
-    """One row per rendered photograph, whole picture in and no box given: found, errors, visible share,
-    seconds.
+    """One row per rendered photograph, whole picture in and no box given: found, errors, visible share, size, seconds.
 
     Args:
-        scenes: collated one by one; image (1, 3, H, W) uint8, R, t, K, visib_fract.
+        scenes: collated one by one; image (1, 3, H, W) uint8, R, t, K, visib_fract, box.
         count: how many, fewer (but `least`) when `time.monotonic()` passes `until`.
     """
     symmetries = estimator.symmetries.expand(36)
@@ -100,6 +100,7 @@ def judge_scenes(
         row = {
             "seconds": time.perf_counter() - began,
             "visib_fract": float(scene["visib_fract"][0]),
+            "size_px": box_centre_size(scene["box"][0].numpy())[1],
             "found": float(found.status == "ok"),
             "confidence": found.confidence,
         }

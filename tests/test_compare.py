@@ -27,6 +27,7 @@ from geopose.stages import Reading
 
 CAR = load_cad("car").baked().simplified(1500)
 POINTS = np.ascontiguousarray(CAR.vertices[:: len(CAR.vertices) // 15][:16])
+PINHOLE = Camera(600.0, 600.0, 319.5, 239.5, (640, 480))
 CAMERA = Camera(600.0, 600.0, 319.5, 239.5, (640, 480), (0.1, -0.05, 0, 0))
 TRUTH = Pose(cv2.Rodrigues(np.array([1.9, 0.3, 0.2]))[0], np.array([0.3, -0.2, 6.0]) * CAR.diameter)
 CROP = (128, 1.5)
@@ -130,11 +131,11 @@ class Oracle(nn.Module):
         return out.view(1, 3, 32, 32)
 
 
-def started(seed: int) -> tuple[Pose, Reading, np.ndarray]:
+def started(seed: int, camera: Camera = CAMERA) -> tuple[Pose, Reading, np.ndarray]:
     """A pose some percent off, keypoints as far off, and a picture in which nothing matters."""
     rng = np.random.default_rng(seed)
     step = np.concatenate([rng.normal(0, [0.02, 0.02, 0.15]) * CAR.diameter, rng.normal(0, 0.05, 3)])
-    points = CAMERA.project(TRUTH.apply(POINTS)) + rng.normal(0, 1.5, (16, 2))
+    points = camera.project(TRUTH.apply(POINTS)) + rng.normal(0, 1.5, (16, 2))
     cov = np.broadcast_to(2.25 * np.eye(2), (16, 2, 2))
     reading = Reading(points, cov, np.ones((32, 32), np.float32), np.array([0.0, 0, 100, 100]))
     about = Pose(np.eye(3), TRUTH.t) @ Pose.exp(step) @ Pose(np.eye(3), -TRUTH.t)
@@ -142,11 +143,12 @@ def started(seed: int) -> tuple[Pose, Reading, np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_known_flow_leads_to_the_truth(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, reading, picture = started(seed)
-    term = keypoint_term(POINTS, reading, np.ones(16, bool), CAMERA)
+@pytest.mark.parametrize("camera", [PINHOLE, CAMERA], ids=["pinhole", "distorted"])
+def test_a_known_flow_leads_to_the_truth(seed: int, camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, reading, picture = started(seed, camera)
+    term = keypoint_term(POINTS, reading, np.ones(16, bool), camera)
     before = float(add(start, TRUTH, CAR.vertices)) / CAR.diameter
-    found = compare(Oracle(monkeypatch, TRUTH), picture, CAMERA, start, CAR, term, CROP)
+    found = compare(Oracle(monkeypatch, TRUTH), picture, camera, start, CAR, term, CROP)
     after = float(add(found.pose, TRUTH, CAR.vertices)) / CAR.diameter
     assert after < 0.1 * before
     assert after < 0.005
@@ -179,3 +181,19 @@ def test_more_noise_is_less_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert said[0] > 0.95
     assert said[0] > said[1] > said[2]
+
+
+@pytest.mark.parametrize("camera", [PINHOLE, CAMERA], ids=["pinhole", "distorted"])
+def test_an_uncertain_focal_length_is_an_uncertain_distance(
+    camera: Camera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, reading, picture = started(0, camera)
+    guessed = replace(camera, focal_rel_std=0.2)
+    found = []
+    for each in (camera, guessed):
+        term = keypoint_term(POINTS, reading, np.ones(16, bool), each)
+        found.append(compare(Oracle(monkeypatch, TRUTH), picture, each, TRUTH, CAR, term, CROP).covariance)
+    left = np.concatenate([np.eye(3), -np.cross(np.eye(3), TRUTH.t)], 1)  # of the object's origin
+    depth = [np.sqrt((left @ cov @ left.T)[2, 2]) / TRUTH.t[2] for cov in found]
+    assert depth[0] < 0.02
+    assert depth[1] == pytest.approx(0.2, rel=0.15)

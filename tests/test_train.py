@@ -355,9 +355,14 @@ def test_a_whole_training_writes_a_model_that_estimates(
 
     further = TrainOptions(minutes=0.01, learning_rate=1e-9, seed=1, start=str(out), **TINY)
     more, more_meta = load_model(train(model, tmp_path / "more.geopose", further))
-    first, _ = load_model(out)
+    first, first_meta = load_model(out)
     assert more_meta["keypoints"] == meta["keypoints"]
     assert more_meta["options"]["start"] == "toy.geopose"  # no folder of this machine
+    words = more_meta["command"].split(" && ")
+    assert words[0] == first_meta["command"]
+    assert "--start toy.geopose" in words[1]
+    assert more_meta["minutes"] > first_meta["minutes"]
+    assert more_meta["images"]["locator"] > first_meta["images"]["locator"]
     for role, state in first.items():  # at no learning rate it stays what it started from
         for name in (n for n in state if n.endswith((".weight", ".bias"))):
             torch.testing.assert_close(more[role][name], state[name], rtol=0, atol=1e-3)

@@ -66,7 +66,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=_BN_EPS)
-        acts = {"relu": nn.ReLU(inplace=True), "relu6": nn.ReLU6(), "none": nn.Identity()}
+        acts = {"relu": nn.ReLU(inplace=True), "relu6": nn.ReLU6(inplace=True), "none": nn.Identity()}
         self.act = acts[act]
 
     def forward(self, x: Tensor) -> Tensor:
