@@ -26,6 +26,8 @@ LAYER_OF = {
     "train_state": 3,
     "align": 3,
     "compare": 3,
+    "docking_train": 3,
+    "docking_report": 3,
     "image": 3,
     "result": 3,
     "stages": 3,
