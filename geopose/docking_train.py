@@ -113,7 +113,11 @@ def train_docking(root: str | Path, out: str | Path, options: DockingOptions | N
     distances = read_labels(Path(root) / "train.csv").distance
     near = _NEAR * float(np.percentile(distances, 1))
     dataset = DockingDataset(root, "train", options.size, augment=options.seed, near=near)
-    val = read_labels(Path(root) / "val.csv")
+    val = DockingDataset(root, "val", options.size).labels
+    if val is None or len(val) < 2:
+        raise ValueError(
+            f"{Path(root) / 'val.csv'}: expected two pictures or more to calibrate and judge with"
+        )
     logs = np.log(distances)
     torch.manual_seed(options.seed)
     net = DockingNet(
@@ -178,7 +182,7 @@ def _judged(model: DockingModel, root: str | Path, labels: Labels, quiet: bool) 
     """{"calibration", "figures"}: the former from the first half of "val", the latter from the rest."""
     say("calibrating and judging on the pictures for validation", quiet)
     raw = predict(model, root, "val")
-    first, rest = np.s_[: (len(raw.ids) + 1) // 2], np.s_[len(raw.ids) // 2 :]
+    first, rest = np.s_[: len(labels) // 2], np.s_[len(labels) // 2 :]
     calibration = fit_uncertainty(rows(raw, first), rows(labels, first))
     honest = calibrated(rows(raw, rest), calibration)
     return {"calibration": calibration, "figures": evaluate(honest, rows(labels, rest))}

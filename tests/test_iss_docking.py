@@ -146,9 +146,12 @@ def test_pictures_for_test_need_no_table(tmp_path: Path) -> None:
     assert DockingDataset(tmp_path, "test", 64).ids.tolist() == [2, 10]
     assert set(DockingDataset(tmp_path, "test", 64)[1]) == {"image", "id"}
     write_ids(tmp_path / "test.csv", np.array([10, 3]))
+    with pytest.raises(ValueError, match=r"3\.jpg: no such picture \(1 of 2 are missing\)"):
+        DockingDataset(tmp_path, "test", 64)
+    picture_path(tmp_path, "test", 3).write_bytes(b"no picture")
     pictures = DockingDataset(tmp_path, "test", 64)
     assert pictures.ids.tolist() == [10, 3]
-    with pytest.raises(ValueError, match=r"3\.jpg: expected a picture, got no file"):
+    with pytest.raises(ValueError, match=r"3\.jpg: expected a picture"):
         pictures[1]
     Image.new("RGB", (512, 500)).save(picture_path(tmp_path, "test", 10))
     with pytest.raises(ValueError, match=r"10\.jpg: expected a square picture, got 512 x 500"):
@@ -574,6 +577,12 @@ def test_bad_options_and_files_are_refused(small_set: Path, tmp_path: Path) -> N
         with pytest.raises(ValueError, match=next(iter(options))):
             DockingOptions(**options)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match=r"train\.csv"):
+        train_docking(tmp_path, tmp_path / "x.geopose")
+    write_dots(tmp_path, (50, 60), 40)
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "0.jpg").write_bytes((tmp_path / "train" / "0.jpg").read_bytes())
+    (tmp_path / "val.csv").write_bytes((tmp_path / "train.csv").read_bytes())
+    with pytest.raises(ValueError, match=r"val\.csv: expected two pictures"):
         train_docking(tmp_path, tmp_path / "x.geopose")
     built_in = Path(docking_train.__file__).parent / "weights" / "xwing.geopose"
     with pytest.raises(ValueError, match="docking"):

@@ -26,6 +26,7 @@ LAYER_OF = {
     "train_state": 3,
     "align": 3,
     "compare": 3,
+    "posenet_train": 3,
     "docking_train": 3,
     "docking_report": 3,
     "image": 3,

@@ -115,12 +115,10 @@ def picture_path(root: str | Path, split: str, image_id: int) -> Path:
 
 
 def read_picture(path: str | Path) -> Picture:
-    """A picture (S, S, 3) uint8 RGB. Raises ValueError naming a file that is missing, broken or not square."""
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) if Path(path).is_file() else None
+    """A picture (S, S, 3) uint8 RGB. Raises ValueError naming a file that cannot be read or is not square."""
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if picture is None:
-        raise ValueError(
-            f"{path}: expected a picture, got {'a broken' if Path(path).exists() else 'no'} file"
-        )
+        raise ValueError(f"{path}: expected a picture, got a file that is missing or broken")
     if picture.shape[0] != picture.shape[1]:
         raise ValueError(f"{path}: expected a square picture, got {picture.shape[1]} x {picture.shape[0]}")
     return np.asarray(picture, np.uint8)
@@ -180,6 +178,8 @@ class DockingDataset(Dataset):
             Half of the windows are about as large as the picture, half are such as a `second_look` cuts. Their distance
             is that at which the station seems to be: half of it in a window of half the side.
         near: distance at which a second look puts the station.
+    Raises:
+        FileNotFoundError, ValueError: when a table is broken or a picture missing; later, when one cannot be read.
     Notes:
         Turning about the picture's centre is a roll of the camera, exactly; a window brings the station nearer as far
         as perspective within it may be neglected; a mirrored station is none, but what is asked for is the same.
@@ -195,6 +195,10 @@ class DockingDataset(Dataset):
             raise ValueError(f"split: got {split!r} to augment, expected one with labels")
         if len(self.ids) == 0:
             raise ValueError(f"{self.root / split}.csv: expected at least one picture, got none")
+        paths = (picture_path(root, split, int(i)) for i in self.ids)
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise ValueError(f"{missing[0]}: no such picture ({len(missing)} of {len(self.ids)} are missing)")
 
     def __len__(self) -> int:
         return len(self.ids)
