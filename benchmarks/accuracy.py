@@ -4,13 +4,15 @@
     python benchmarks/accuracy.py --model part.geopose --cad part.stl --unit mm
     python benchmarks/accuracy.py --hidden              # other things stand before it as well
 
-The object is anywhere in the picture, 40 to 400 pixels large, under random light before random backgrounds, seen
-from the view space that the model was trained for; `--seed` is none that training, calibration or judgement used.
+The object is anywhere in the picture, now and then reaching over its border, 40 to 400 pixels large, under random light
+before random backgrounds, seen from the view space that the model was trained for; `--seed` is none that training,
+calibration or judgement used.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +29,12 @@ from geopose.fit import start_worker
 from geopose.train_report import judge_scenes, summary
 
 SIZES = ((0, 60), (60, 100), (100, 200), (200, np.inf))  # of the object, pixels
+WHOLE = 0.98  # of the object is in the picture and not hidden
+
+
+def share(rows: list[dict[str, float]], holds: Callable[[dict[str, float]], bool]) -> float:
+    """Percentage of the rows for which it holds."""
+    return 100 * sum(map(holds, rows)) / max(len(rows), 1)
 
 
 def main() -> None:
@@ -74,21 +82,26 @@ def main() -> None:
     print(f"view: elevation {view.elevation_deg}, azimuth {view.azimuth_deg}, roll {view.roll_deg} degrees")
     print(f"found          {100 * figures['found']:.1f} %")
     print(f"ADD-0.1d       {100 * figures['add_01d']:.1f} %")
-    wrong = sum(r["found"] > 0 and r["add"] >= 0.1 for r in rows)
-    print(f"wrong as ok    {100 * wrong / len(rows):.1f} %  (answered ok with ADD >= 0.1 d)")
+    wrong = share(rows, lambda r: r["found"] > 0 and r["add"] >= 0.1)
+    gross = share(rows, lambda r: r["found"] > 0 and r["add"] >= 0.2)
+    print(f"wrong as ok    {wrong:.1f} %  (answered ok with ADD >= 0.1 d; with ADD >= 0.2 d: {gross:.1f} %)")
     print(f"rotation       {figures['rotation_median_deg']:.2f} degrees, median")
     print(f"translation    {100 * figures['translation_median_diameters']:.2f} % of the diameter, median")
     print(f"keypoints      {figures['keypoint_median_px']:.2f} px, median")
+    whole = [r for r in rows if r["visib_fract"] > WHOLE]
+    part = [r for r in rows if r["visib_fract"] <= WHOLE]
+    groups = {"whole": whole, "cut off or hidden in part": part}
     for low, high in SIZES:
-        of = [r for r in rows if low <= r["size_px"] < high]
-        right, ok = (
-            100 * sum(r["found"] > 0 and r["add"] < limit for r in of) / max(len(of), 1)
-            for limit in (0.1, np.inf)
+        groups[f"whole, {low:.0f} to {high:.0f} px"] = [r for r in whole if low <= r["size_px"] < high]
+    for name, of in groups.items():
+        ok, right = (
+            share(of, lambda r: r["found"] > 0),
+            share(of, lambda r: r["found"] > 0 and r["add"] < 0.1),
         )
-        print(f"  {low:.0f} to {high:.0f} px: {len(of)} pictures, found {ok:.1f} %, ADD-0.1d {right:.1f} %")
+        print(f"  {name}: {len(of)} pictures, found {ok:.1f} %, ADD-0.1d {right:.1f} %")
     print(f"time           {times['median']:.0f} ms, median ({times['p10']:.0f} to {times['p90']:.0f})")
     write_json(
-        args.json, {"figures": figures, "wrong_as_ok": wrong / len(rows), "milliseconds": times, "rows": rows}
+        args.json, {"figures": figures, "wrong_as_ok": wrong / 100, "milliseconds": times, "rows": rows}
     )
 
 

@@ -22,14 +22,15 @@ from geopose.data.sample import box_centre_size, projected_box, square
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.refine import Reprojection, levenberg_marquardt
+from geopose.nets.refiner import information
 from geopose.stages import cut_square
 
 Array = NDArray[Any]
 
-ROUNDS = 4  # most
+_FINER = (1.0, 1.5, 2.0, 2.0)  # side of the crop in each drawing, over that of training
+ROUNDS = len(_FINER)  # most
 _STILL = 0.25  # crop pixels; a pose that moves its points by less has arrived
 _NEAR = 0.02  # object sizes; a point nearer than this is where it should be
-_INDEPENDENT = 24.0  # points that the neighbouring, like-minded points of a flow are worth
 _FEW = 12  # points that are too few
 
 
@@ -80,7 +81,7 @@ def compare(
     """
     covariance, agreement = None, 0.0
     for number in range(rounds):
-        flow = _flow(net, picture, camera, pose, model, crop)
+        flow = _flow(net, picture, camera, pose, model, (int(_FINER[number] * crop[0]), crop[1]))
         if flow is None:
             break
         agreement, terms = flow.agreement, (keypoints, flow.term)[number > 0 :]
@@ -145,19 +146,18 @@ def _flow(
     both = np.concatenate([cut_square(picture, look, side), drawn.picture], 2)
     x = torch.from_numpy(both).to(next(net.parameters()).device).permute(2, 0, 1)[None].float().div_(255)
     with torch.inference_mode():
-        out = net(x)[0].flatten(1).cpu().double().numpy()[:, drawn.cells]
-    flow, b = CELL * out[:2], CELL * np.exp(out[2])  # crop pixels
+        found = net(x)[0].flatten(1).cpu().double()[:, torch.from_numpy(drawn.cells)]
+        weight = information(found[None], torch.ones(1, found.shape[1], dtype=found.dtype))[0].numpy() / CELL
+    flow, b = CELL * found[:2].numpy(), CELL * found[2].exp().numpy()  # crop pixels
     place = np.asarray(view.project(pose.apply(drawn.points))).T + flow
-    deviation = np.sqrt(2 * max(len(b) / _INDEPENDENT, 1)) * b
     within = _NEAR * side / scale
     agreement = float((_between(flow[0], b, within) * _between(flow[1], b, within)).mean())
-    weight = np.stack([1 / deviation, np.zeros_like(b), 1 / deviation])
     if len(view.distortion):
         term = Reprojection(drawn.points.T, place, weight, view.numpy())
     else:  # the same on the plane z = 1, in half the time
         focal = np.array([[view.fx], [view.fy]], float)
         plane = (place - np.array([[view.cx], [view.cy]], float)) / focal
-        term = Reprojection(drawn.points.T, plane, weight * focal[[0, 0, 1]])
+        term = Reprojection(drawn.points.T, plane, weight * focal[[0, 0, 1]])  # a column of W, an axis
     return _Flow(term, agreement, drawn.points, view)
 
 

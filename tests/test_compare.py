@@ -23,6 +23,7 @@ from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import add
 from geopose.geometry.pose import Pose
 from geopose.nets import build_refiner, refiner_loss
+from geopose.nets.losses import pose_nll
 from geopose.stages import Reading
 
 CAR = load_cad("car").baked().simplified(1500)
@@ -85,7 +86,7 @@ def test_the_refiner_learns_a_flow() -> None:
     losses = []
     for _ in range(25):
         out = net(image)
-        assert out.shape == (4, 3, 16, 16)
+        assert out.shape == (4, 6, 16, 16)
         loss, parts = refiner_loss(out, batch)
         optimiser.zero_grad()
         loss.backward()
@@ -99,11 +100,84 @@ def test_the_refiner_learns_a_flow() -> None:
 
 
 def test_the_loss_is_that_of_laplace() -> None:
-    out = torch.tensor([0.5, -1.0, 0.3]).view(1, 3, 1, 1)
-    targets = {"flow": torch.tensor([1.5, 0.0]).view(1, 2, 1, 1), "drawn": torch.ones(1, 1, 1)}
+    out = torch.tensor([0.5, -1.0, 0.3, 0, 0, 0]).view(1, 6, 1, 1)
+    targets = pose_targets() | {
+        "flow": torch.tensor([1.5, 0.0]).view(1, 2, 1, 1),
+        "drawn": torch.ones(1, 1, 1),
+    }
+    targets["points"] = targets["points"][..., :1, :1]
     laplace = torch.distributions.Laplace(out[0, :2, 0, 0], out[0, 2, 0, 0].exp())
     expected = -laplace.log_prob(targets["flow"][0, :, 0, 0]).sum() - 2 * np.log(2)
-    torch.testing.assert_close(refiner_loss(out, targets)[0], expected)
+    torch.testing.assert_close(refiner_loss(out, targets)[1]["nll"], expected)
+
+
+def pose_targets(
+    turn: tuple[float, ...] = (0.0, 0.0, 0.0), shift: tuple[float, ...] = (0.0, 0.0, 0.0)
+) -> dict[str, Tensor]:
+    """A cloud of 8 x 8 points 2 to 3 diameters away, seen with a focal length of 30 cells, moved about its centre."""
+    rng = np.random.default_rng(5)
+    points, centre = rng.uniform(-0.5, 0.5, (3, 64)), np.array([0.1, -0.2, 2.5])
+    R = cv2.Rodrigues(np.array(turn))[0]
+    was, now = points + centre[:, None], R @ points + (centre + shift)[:, None]
+    flow = 30 * (now[:2] / now[2] - was[:2] / was[2])
+    parts = {"points": points.reshape(3, 8, 8), "centre": centre, "turn": R, "shift": np.array(shift)}
+    parts |= {"focal": np.array(30.0), "flow": flow.reshape(2, 8, 8), "drawn": np.ones((8, 8))}
+    return {k: torch.from_numpy(v)[None].float() for k, v in parts.items()}
+
+
+PRIOR = 1 / np.array([0.15, 0.15, 0.15 * 2.5, 0.25, 0.25, 0.25]) ** 2
+
+
+def test_where_nothing_is_drawn_the_pose_has_its_prior() -> None:
+    turn, shift = (0.1, -0.2, 0.05), (0.02, 0.01, -0.1)
+    targets = pose_targets(turn, shift) | {"drawn": torch.zeros(1, 8, 8)}
+    expected = np.sqrt(6 * (PRIOR * np.array([*shift, *turn]) ** 2).sum()) - 0.5 * np.log(PRIOR).sum()
+    np.testing.assert_allclose(pose_nll(torch.zeros(1, 6, 64), targets).numpy(), [expected], rtol=1e-4)
+
+
+def test_the_information_is_that_of_the_projection() -> None:
+    """At the truth, with a zero flow, all that is left is the determinant; its Jacobian by differences."""
+    targets = pose_targets()
+    out = torch.zeros(1, 6, 64)
+    out[:, 2], out[:, 3], out[:, 4], out[:, 5] = -1.0, 0.2, 0.3, -0.1
+    W = np.exp(1.0) / np.sqrt(2 * 64 / 24) * np.array([[np.exp(0.2), 0], [0.3, np.exp(-0.1)]])
+    points, centre = (targets[k][0].double().numpy().reshape(3, -1) for k in ("points", "centre"))
+
+    def seen(xi: np.ndarray) -> np.ndarray:
+        moved = cv2.Rodrigues(xi[3:])[0] @ points + centre + xi[:3, None]
+        return (W @ (30 * moved[:2] / moved[2])).ravel()
+
+    J = np.stack([(seen(1e-5 * e) - seen(-1e-5 * e)) / 2e-5 for e in np.eye(6)], 1)
+    expected = 0.01 - 0.5 * np.linalg.slogdet(J.T @ J + np.diag(PRIOR))[1]
+    np.testing.assert_allclose(pose_nll(out, targets).numpy(), [expected], rtol=1e-5)
+
+
+def test_the_right_flow_is_the_likeliest() -> None:
+    targets = pose_targets((0.1, -0.15, 0.05), (0.02, 0.01, -0.1))
+    out = torch.zeros(1, 6, 64)
+    out[:, :2], out[:, 2] = targets["flow"].flatten(2), -2.0
+    right = pose_nll(out, targets)
+    for factor in (0.8, 1.2):  # shared by all cells
+        wrong = out * torch.tensor([factor, factor, 1, 1, 1, 1])[:, None]
+        assert pose_nll(wrong, targets) > right + 1
+    out.requires_grad_()
+    pose_nll(1.1 * out, targets).sum().backward()
+    assert out.grad is not None
+    assert torch.isfinite(out.grad).all()
+    assert (out.grad[:, :2] != 0).any()
+    assert (out.grad[:, 2] == 0).all()  # b belongs to the flow
+
+
+def test_a_refiner_of_flow_alone_is_read() -> None:
+    net = build_refiner({"widths": [16, 16, 16]}).eval()
+    state = net.state_dict()
+    state |= {k: state[k][:3] for k in ("head.weight", "head.bias")}
+    other = build_refiner({"widths": [16, 16, 16]}).eval()
+    other.load_state_dict(state, strict=True)
+    x = torch.rand(1, 9, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(other(x)[:, :3], net(x)[:, :3])
+        assert (other(x)[:, 3:] == 0).all()
 
 
 class Oracle(nn.Module):
@@ -120,15 +194,16 @@ class Oracle(nn.Module):
         return self.drawn
 
     def forward(self, x: Tensor) -> Tensor:
-        assert x.shape == (1, 9, 128, 128)
+        assert x.shape[:2] == (1, 9)
         self.calls += 1
         points = self.drawn.points
         flow = self.view.project(self.truth.apply(points)) - self.view.project(self.pose.apply(points))
         flow = flow + self.rng.normal(0, self.noise, flow.shape)
-        out = torch.zeros(1, 3, 32 * 32)
+        cells = x.shape[-1] // CELL
+        out = torch.zeros(1, 6, cells * cells)
         out[0, :2, self.drawn.cells] = torch.from_numpy((flow / CELL).T).float()
         out[:, 2] = np.log(max(self.noise, 0.1) / CELL)
-        return out.view(1, 3, 32, 32)
+        return out.view(1, 6, cells, cells)
 
 
 def started(seed: int, camera: Camera = CAMERA) -> tuple[Pose, Reading, np.ndarray]:

@@ -23,6 +23,7 @@ F32 = NDArray[Any]  # float32
 PADDING = 0.5  # value outside of the picture, in training and in estimation
 KINDS = ("crop", "window", "scene", "pair")
 _FAR_CELLS = 8.0  # most that a flow is asked to say
+_ZOOM = 2.4  # most that a pair shows a part of the object enlarged, as the last comparisons do
 
 
 class SyntheticDataset(Dataset):
@@ -115,15 +116,22 @@ class SyntheticDataset(Dataset):
 
     def _pair(self, generator: np.random.Generator) -> dict[str, Any]:
         """image (9, S, S) uint8: the crop and the picture of the `Guide` of a guessed pose; flow (2, S/4, S/4) cells
-        from where the guess has a surface point to where it is; drawn (S/4, S/4), where the guess shows one."""
+        from where the guess has a surface point to where it is; drawn (S/4, S/4), where the guess shows one. Most show
+        only a part of the object, enlarged, and a guess that is the better for it.
+
+        And for the pose, camera axes, in diameters: points (3, S/4, S/4), those surface points as guessed, from the
+        object's centre; centre (3,) of the guess; turn (3, 3) and shift (3,) about that centre, from the guess to the
+        truth; focal () in cells."""
         options, side = self.options, self.options.crop_size
         model, maker = self.maker.model, self.maker
         while True:
             guess, centre, size = self._pose(generator)
-            focal = side / (options.crop_scale * size)
-            cx, cy = 0.5 * (side - 1) - focal * centre
+            zoom = float(np.exp(generator.uniform(0, np.log(_ZOOM)))) if generator.random() < 0.6 else 1.0
+            focal = zoom * side / (options.crop_scale * size)
+            room = 0.4 * options.crop_scale * size * (1 - 1 / zoom)
+            cx, cy = 0.5 * (side - 1) - focal * (centre + generator.uniform(-room, room, 2))
             camera = Camera(focal, focal, cx, cy, (side, side))
-            truth = _astray(generator, guess, maker.centre, size)
+            truth = _astray(generator, guess, maker.centre, size, 1 / zoom)
             if generator.random() < options.gross:
                 ray = guess.apply(maker.centre[None])[0]
                 R = turned_to(ray) @ options.view.sample_rotation(generator)
@@ -131,7 +139,7 @@ class SyntheticDataset(Dataset):
             if not (truth.apply(maker.vertices)[:, 2] > 0.05 * maker.diameter).all():
                 continue
             seen_px = float(np.exp(generator.uniform(*np.log(options.crop_range))))
-            pixels = min(options.crop_scale * seen_px / side, 1.0)
+            pixels = min(options.crop_scale * seen_px / (zoom * side), 1.0)
             picture = maker.make(generator, camera, truth, truth, pixels)
             image, visible = picture.image, picture.visible
             if generator.random() < options.truncated:
@@ -146,11 +154,19 @@ class SyntheticDataset(Dataset):
         flow[:, drawn.cells] = ((moved - was) / CELL).clip(-_FAR_CELLS, _FAR_CELLS).T
         mask = np.zeros(cells * cells, np.float32)
         mask[drawn.cells] = 1
+        middle, true_middle = (each.apply(maker.centre[None])[0] for each in (guess, truth))
+        points = np.zeros((3, cells * cells), np.float32)
+        points[:, drawn.cells] = (guess.apply(drawn.points) - middle).T / maker.diameter
         both = np.concatenate([image, drawn.picture], 2)
         return {
             "image": np.ascontiguousarray(both.transpose(2, 0, 1)),
             "flow": flow.reshape(2, cells, cells),
             "drawn": mask.reshape(cells, cells),
+            "points": points.reshape(3, cells, cells),
+            "centre": (middle / maker.diameter).astype(np.float32),
+            "turn": (truth.R @ guess.R.T).astype(np.float32),
+            "shift": ((true_middle - middle) / maker.diameter).astype(np.float32),
+            "focal": np.float32(focal / CELL),
         }
 
     def keypoint_targets(self, pose: Pose, camera: Camera) -> NDArray:
@@ -226,10 +242,10 @@ class SyntheticDataset(Dataset):
         return len(rasterize(vertices, self.maker.model.faces, whole, near=1e-3 * self.maker.diameter).pixel)
 
 
-def _astray(generator: np.random.Generator, pose: Pose, centre: NDArray, size: float) -> Pose:
+def _astray(generator: np.random.Generator, pose: Pose, centre: NDArray, size: float, share: float) -> Pose:
     """A pose as far from `pose` as one from keypoints may be: some degrees, some percent of the size (on the plane
-    z = 1) and of the distance; often less."""
-    much = float(np.exp(generator.uniform(np.log(0.15), np.log(1.8))))
+    z = 1) and of the distance; often less. Or a `share` of that."""
+    much = share * float(np.exp(generator.uniform(np.log(0.15), np.log(1.8))))
     R = np.asarray(exp_so3(generator.normal(0, np.deg2rad(9) * much, 3))) @ pose.R
     at = pose.apply(centre[None])[0]
     ray = at / at[2]

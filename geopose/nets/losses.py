@@ -1,4 +1,4 @@
-"""Losses: heatmaps against keypoints under symmetry, dense heads, and the locator's maps."""
+"""Losses: heatmaps against keypoints under symmetry, dense heads, the locator's maps, the refiner's flow and pose."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from geopose.geometry.heatmap import gaussian_heatmaps, soft_argmax
+from geopose.geometry.rotation import exp_so3, log_so3
 from geopose.nets.locator import SIZE_UNIT_PX
 from geopose.nets.locator import STRIDE as LOCATOR_STRIDE
+from geopose.nets.refiner import information
 
 STRIDE = 4
 """Crop pixels per heatmap cell."""
 
 _SCORE_SIGMA = 0.22  # object sizes
+_POSE_WEIGHT = 0.2  # of the pose's likelihood beside the flow's
 
 
 @dataclass(frozen=True)
@@ -243,24 +246,97 @@ def locator_loss(out: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, di
 
 
 def refiner_loss(out: Tensor, targets: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The total loss (a scalar with gradient) of a `Refiner`'s flow, and its parts (detached, unweighted).
+    """The total loss (a scalar with gradient) of a `Refiner`'s flow and pose, and its parts (detached, unweighted).
 
     Args:
-        out: (B, 3, H, W). targets: collated pairs: `flow` (B, 2, H, W) cells, `drawn` (B, H, W), 1 where the guide
-            shows the object.
+        out: (B, 6, H, W). targets: collated pairs: `flow` (B, 2, H, W) cells, `drawn` (B, H, W), 1 where the guide
+            shows the object, and for the pose `points`, `centre`, `turn`, `shift` and `focal` (see
+            `SyntheticDataset`).
     Raises:
         ValueError: on shapes that do not match.
     Notes:
-        Negative log-likelihood of independent Laplace distributions; every sample counts alike.
+        Flow: negative log-likelihood of independent Laplace distributions; every sample counts alike. Pose: see
+        `pose_nll`.
     """
     flow, drawn = targets["flow"].float(), targets["drawn"].float()
-    if out.ndim != 4 or out.shape[1] != 3 or flow.shape != (len(out), 2, *out.shape[2:]):
+    if out.ndim != 4 or out.shape[1] != 6 or flow.shape != (len(out), 2, *out.shape[2:]):
         raise ValueError(
-            f"out: got {tuple(out.shape)} beside flow {tuple(flow.shape)}, expected (B, 3, H, W) beside (B, 2, H, W)"
+            f"out: got {tuple(out.shape)} beside flow {tuple(flow.shape)}, expected (B, 6, H, W) beside (B, 2, H, W)"
         )
     error = (out[:, :2].float() - flow).abs().sum(1)
     log_b = out[:, 2].float()
     weight = drawn / drawn.sum((1, 2), keepdim=True).clamp_min(1.0)
     nll = ((error * torch.exp(-log_b) + 2.0 * log_b) * weight).sum() / len(out)
     far = (error.detach() * weight).sum() / len(out)
-    return nll, {"nll": nll.detach(), "flow": far, "total": nll.detach()}
+    pose = pose_nll(out.flatten(2).float(), targets).mean()
+    total = nll + _POSE_WEIGHT * pose
+    return total, {"nll": nll.detach(), "flow": far, "pose": pose.detach(), "total": total.detach()}
+
+
+def pose_nll(out: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+    """(B,) negative log-likelihood of the true pose under the one that least squares make of a flow.
+
+    Args:
+        out: (B, 6, M) of a `Refiner`. targets: as for `refiner_loss`.
+    Notes:
+        Two Gauss-Newton steps from the guess, with gradient, as in Teed and Deng's and Lipson et al.'s work (see
+        `information`), held by a wide prior. xi (6,) is what is left to the truth, H the information of the steps; the
+        density is proportional to |H|^(1/2) exp(-(6 xi' H xi)^(1/2)), whose tails are those of a Laplace distribution:
+        errors that the flow's cells share, such as a wrong size of the outline, count in full.
+    """
+    drawn, points, centre = targets["drawn"].flatten(1), targets["points"].flatten(2), targets["centre"]
+    focal = targets["focal"][:, None]
+    known = out.detach()
+    w00, w10, w11 = information(torch.cat((out[:, :2], known[:, 2:3], out[:, 3:]), 1), drawn).unbind(1)
+    start = points + centre[..., None]
+    z = torch.where(drawn > 0, start[:, 2], torch.ones_like(drawn))
+    goal = focal[..., None] * start[:, :2] / z[:, None] + out[:, :2]
+    deviation = torch.stack(
+        [
+            *(torch.full_like(centre[:, 2], 0.15),) * 2,
+            0.15 * centre[:, 2],
+            *(torch.full_like(z[:, 0], 0.25),) * 3,
+        ],
+        1,
+    )
+    prior = deviation.double() ** -2
+    R = torch.eye(3, device=out.device).expand(len(out), 3, 3)
+    t = torch.zeros_like(centre)
+    for _ in range(2):
+        turned = R @ points
+        x, y, z = (turned + (centre + t)[..., None]).unbind(1)
+        z = torch.where(drawn > 0, z, torch.ones_like(z)).clamp_min(1e-2)
+        px, py, pz = turned.unbind(1)
+        u, v, scale = x / z, y / z, focal / z
+        du = torch.stack(
+            (
+                scale,
+                torch.zeros_like(u),
+                -u * scale,
+                -u * py * scale,
+                scale * pz + u * px * scale,
+                -scale * py,
+            ),
+            1,
+        )
+        dv = torch.stack(
+            (
+                torch.zeros_like(u),
+                scale,
+                -v * scale,
+                -scale * pz - v * py * scale,
+                v * px * scale,
+                scale * px,
+            ),
+            1,
+        )
+        eu, ev = goal[:, 0] - focal * u, goal[:, 1] - focal * v
+        J = torch.cat((w00[:, None] * du, w10[:, None] * du + w11[:, None] * dv), 2).double()
+        r = torch.cat((w00 * eu, w10 * eu + w11 * ev), 1).double()
+        H = J @ J.mT + torch.diag_embed(prior)
+        gone = torch.cat((t, log_so3(R)), 1).double()
+        step = torch.linalg.solve(H, (J @ r[..., None])[..., 0] - prior * gone).float()
+        R, t = exp_so3(step[:, 3:]) @ R, t + step[:, :3]
+    xi = torch.cat((targets["shift"] - t, log_so3(targets["turn"] @ R.mT)), 1).double()
+    far = torch.einsum("bi,bij,bj->b", xi, H, xi)
+    return ((6.0 * far + 1e-4).sqrt() - 0.5 * torch.linalg.slogdet(H)[1]).float()

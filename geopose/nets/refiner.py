@@ -1,4 +1,4 @@
-"""Refiner: where each seen point of a predicted picture really lies in the photograph."""
+"""Refiner: where each seen point of a predicted picture really lies in the photograph, and what that is worth."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ STRIDE = 4
 
 _DEPTH = 11  # of the encoder: to stride 16
 _LOG_B = (-4.0, 3.0)  # cells, smallest and largest
+_LOG_WORTH = 3.0  # most, either way
+CHANNELS = 6
+_INDEPENDENT = (
+    24.0  # cells that the neighbouring, like-minded cells of a flow are worth, before anything is learned
+)
 
 
 class Refiner(nn.Module):
@@ -59,7 +64,10 @@ class Refiner(nn.Module):
             (ConvNorm(channels[16] + channels[8], widths[1], 3), ConvNorm(widths[1] + meet, widths[2], 3))
         )
         self.last = ConvNorm(widths[2], widths[2], 3)
-        self.head = nn.Conv2d(widths[2], 3, 1)
+        self.head = nn.Conv2d(widths[2], CHANNELS, 1)
+        with torch.no_grad():  # at first every cell is worth what its flow's uncertainty says
+            for parameter in self.head.parameters():
+                parameter[3:] = 0
         channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,8 +77,8 @@ class Refiner(nn.Module):
             x: (B, 9, S, S) in [0, 1], S a multiple of 16: RGB of the photograph, then the six channels of a
                 `Guide`'s picture.
         Returns:
-            (B, 3, S/4, S/4): x and y of the flow, in cells, and the logarithm of the scale b of the Laplace
-            distribution of each of them, in cells.
+            (B, 6, S/4, S/4): x and y of the flow, in cells; the logarithm of the scale b of the Laplace distribution
+            of each of them, in cells; and what the cell is worth to the pose, see `information`.
         Raises:
             ValueError: on another shape.
         """
@@ -90,8 +98,33 @@ class Refiner(nn.Module):
             y = self.last(y)
         out = self.head(y.float())
         low, high = _LOG_B
-        log_b = low + (high - low) * torch.sigmoid((out[:, 2:] - 0.5) * (4.0 / (high - low)))
-        return torch.cat((out[:, :2], log_b), 1)
+        log_b = low + (high - low) * torch.sigmoid((out[:, 2:3] - 0.5) * (4.0 / (high - low)))
+        worth = _LOG_WORTH * torch.tanh(out[:, 3:] / _LOG_WORTH)
+        return torch.cat((out[:, :2], log_b, worth), 1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("head.weight", "head.bias"):  # of a refiner that learned flow alone
+            old = state_dict.get(prefix + name)
+            if old is not None and len(old) == 3:
+                state_dict[prefix + name] = torch.cat((old, torch.zeros_like(old)))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def information(out: Tensor, drawn: Tensor) -> Tensor:
+    """(B, 3, M) the entries 00, 10, 11 of the lower triangular W of each cell: W'W is its weight in the least squares
+    of the pose, per squared cell; zero where nothing is drawn.
+
+    Args:
+        out: (B, 6, M) of a `Refiner`. drawn: (B, M), 1 where the guide shows the object.
+    Notes:
+        The last three channels say how the weight differs from 1 / (2 b^2), shared among neighbours of like mind:
+        the logarithms of W's diagonal, and its lower entry over 1 / b. Unlike b they are learned from the pose that
+        comes of them. Weights learned through the solver: Teed and Deng, "DROID-SLAM", NeurIPS 2021; Lipson et al.,
+        "Coupled Iterative Refinement", CVPR 2022.
+    """
+    share = (2.0 * (drawn.sum(1, keepdim=True) / _INDEPENDENT).clamp_min(1.0)).rsqrt()
+    unit = torch.exp(-out[:, 2]) * share * drawn
+    return torch.stack((unit * out[:, 3].exp(), unit * out[:, 4], unit * out[:, 5].exp()), 1)
 
 
 def build_refiner(options: Mapping[str, Any], weights: bool = True) -> Refiner:
