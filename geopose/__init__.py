@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from geopose.geometry.pnp import PnPResult as PnPResult
     from geopose.geometry.pnp import solve_pnp as solve_pnp
     from geopose.geometry.pose import Pose as Pose
+    from geopose.track import Tracker as Tracker
+    from geopose.track import TrackOptions as TrackOptions
     from geopose.train import TrainOptions as TrainOptions
     from geopose.train import train as train
 
@@ -43,6 +45,8 @@ _HOME_OF = {
     "PoseEstimator": "geopose.estimate",
     "Rendering": "geopose.cad.render",
     "Symmetries": "geopose.cad.symmetry",
+    "TrackOptions": "geopose.track",
+    "Tracker": "geopose.track",
     "TrainOptions": "geopose.train",
     "choose_keypoints": "geopose.cad.keypoints",
     "estimate_pose": "geopose.estimate",

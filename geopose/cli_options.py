@@ -1,15 +1,24 @@
-"""Command line arguments made from a dataclass of options, so that each is defined once."""
+"""What the commands share: arguments made from a dataclass of options, so that each is defined once; results as text or
+JSON; exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import math
 import re
 import types
 import typing
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from geopose.cad.model import CadModel
+    from geopose.geometry.camera import Camera
+
+Arguments = argparse.Namespace
+SUCCESS, FAILURE, USAGE, NO_POSE, INTERRUPTED = 0, 1, 2, 3, 130
 UNITS = ("m", "cm", "mm", "in")
 
 
@@ -65,3 +74,53 @@ def options_from(arguments: argparse.Namespace, options: type, **more: Any) -> A
     }
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return options(**{**values, **more})
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="print the result as JSON, or write it to FILE"
+    )
+
+
+def report(arguments: Arguments, text: str, value: Any) -> None:
+    """Prints `text`; with --json the JSON instead, or both when that goes into a file."""
+    from geopose._io import atomic_path
+    from geopose.checkpoint import jsonable
+
+    if arguments.json != "-":
+        print(text)
+    if arguments.json is None:
+        return
+    encoded = value if isinstance(value, str) else json.dumps(jsonable(value), indent=2, allow_nan=False)
+    if arguments.json == "-":
+        print(encoded)
+        return
+    with atomic_path(arguments.json) as temporary:
+        temporary.write_text(encoded + "\n", encoding="utf-8")
+
+
+def load_part(arguments: Arguments) -> CadModel:
+    from geopose.cad.model import load_cad
+
+    return load_cad(arguments.part, arguments.unit)
+
+
+def add_camera(parser: argparse.ArgumentParser) -> None:
+    """--camera and --fov; see `camera_from`."""
+    parser.add_argument(
+        "--camera", metavar="FILE", help="own JSON, BOP camera.json, OpenCV YAML/XML, COLMAP cameras.txt"
+    )
+    parser.add_argument(
+        "--fov", type=float, metavar="DEG", help="horizontal field of view, instead of --camera"
+    )
+
+
+def camera_from(arguments: Arguments, size_wh: Callable[[], tuple[int, int]]) -> Camera | None:
+    """The camera that the arguments tell of; `size_wh` is asked for the picture's size where only --fov is known."""
+    from geopose.geometry.camera import Camera
+
+    if arguments.camera and arguments.fov is not None:
+        raise ValueError("--camera and --fov: only one of them, please")
+    if arguments.camera:
+        return Camera.load(arguments.camera)
+    return None if arguments.fov is None else Camera.from_fov(math.radians(arguments.fov), size_wh())

@@ -1,0 +1,118 @@
+"""Commands about models and their data: train, render, export, info."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+from geopose.cli_options import (
+    SUCCESS,
+    UNITS,
+    Arguments,
+    add_json,
+    add_options,
+    load_part,
+    options_from,
+    report,
+)
+
+_VIEW_FIELDS = ("elevation_deg", "azimuth_deg", "roll_deg", "up", "distance")
+_SCENE_FIELDS = (
+    "scene_wh",
+    "scene_range",
+    "scene_fov_deg",
+    "clutter",
+    "occluders",
+    "backgrounds",
+    "max_faces",
+)
+
+
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    from geopose.train import TrainOptions
+
+    parser.add_argument("part", help="mesh file (.stl .obj .ply .glb ...) or built-in name (xwing, iss, car)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="checkpoint (default: the cache, where `estimate` finds it)"
+    )
+    add_options(parser, TrainOptions)
+
+
+def train(arguments: Arguments) -> int:
+    from geopose.checkpoint import cached_path
+    from geopose.train import TrainOptions, train
+
+    options = options_from(arguments, TrainOptions)
+    model = load_part(arguments)
+    out = arguments.out or cached_path(model.name, model.content_hash)
+    print(train(model, out, options))
+    return SUCCESS
+
+
+def render_arguments(parser: argparse.ArgumentParser) -> None:
+    from geopose.data.picture import SyntheticOptions
+    from geopose.data.sample import ViewSpace
+
+    parser.add_argument("part", help="mesh file or built-in name (xwing, iss, car)")
+    parser.add_argument("--unit", choices=UNITS, help="of the mesh, where the file does not say")
+    parser.add_argument("--count", type=int, default=32, help="how many pictures (default: %(default)s)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the set, made where missing")
+    parser.add_argument(
+        "--format", choices=("bop",), default="bop", help="of the data set (default: %(default)s)"
+    )
+    parser.add_argument("--split", default="train_pbr", help="folder of the split (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    add_options(parser, ViewSpace, _VIEW_FIELDS)
+    add_options(parser, SyntheticOptions, _SCENE_FIELDS)
+
+
+def render(arguments: Arguments) -> int:
+    from geopose.data.picture import SyntheticOptions
+    from geopose.data.sample import ViewSpace
+    from geopose.render_set import render_set
+
+    if arguments.backgrounds and not Path(arguments.backgrounds).is_dir():
+        raise ValueError(f"--backgrounds: expected a folder, got {arguments.backgrounds!r}")
+    options = options_from(arguments, SyntheticOptions, view=options_from(arguments, ViewSpace))
+    model = load_part(arguments)
+    progress = sys.stderr.isatty()
+    print(
+        render_set(model, arguments.out, arguments.count, options, arguments.seed, arguments.split, progress)
+    )
+    return SUCCESS
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="checkpoint (.geopose)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the files, made where missing")
+    add_json(parser)
+
+
+def export(arguments: Arguments) -> int:
+    from geopose.export import export_onnx
+
+    files = export_onnx(arguments.model, arguments.out)
+    report(arguments, "\n".join(str(path) for path in files), {"files": files})
+    return SUCCESS
+
+
+def info_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("part", help="mesh file, built-in name, or checkpoint (.geopose)")
+    parser.add_argument("--unit", choices=UNITS, help="of the mesh, where the file does not say")
+    parser.add_argument("--keypoints", type=int, default=16, help="how many to choose (default: %(default)s)")
+    add_json(parser)
+
+
+def info(arguments: Arguments) -> int:
+    from geopose.describe import checkpoint_facts, facts_text, mesh_facts
+
+    if Path(arguments.part).suffix == ".geopose":
+        facts = checkpoint_facts(arguments.part)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are among the facts
+            facts = mesh_facts(load_part(arguments), arguments.keypoints)
+    report(arguments, facts_text(facts), facts)
+    return SUCCESS

@@ -1,0 +1,142 @@
+"""Commands that look at pictures: demo, estimate, track."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import TYPE_CHECKING
+
+from geopose.cli_options import (
+    INTERRUPTED,
+    NO_POSE,
+    SUCCESS,
+    UNITS,
+    Arguments,
+    add_camera,
+    add_json,
+    add_options,
+    camera_from,
+    options_from,
+    report,
+)
+
+if TYPE_CHECKING:
+    from geopose.result import PoseEstimate
+
+
+def demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", default="geopose-demo", metavar="DIR", help="where to write (default: %(default)s)"
+    )
+    parser.add_argument("--model", metavar="FILE", help="another checkpoint of the X-wing")
+    parser.add_argument(
+        "--frames", type=int, default=48, help="pictures of the flight (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of stars and noise (default: %(default)s)")
+    add_json(parser)
+
+
+def demo(arguments: Arguments) -> int:
+    from geopose.demo import run_demo
+    from geopose.estimate import PoseEstimator
+
+    estimator = PoseEstimator.load(arguments.model) if arguments.model else None
+    result = run_demo(arguments.out, estimator, arguments.frames, arguments.seed)
+    report(arguments, result.table(), dataclasses.asdict(result))
+    return SUCCESS
+
+
+def estimate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photo", help="picture file")
+    parser.add_argument(
+        "--cad", metavar="FILE", help="mesh file or built-in name: takes the model trained for it"
+    )
+    parser.add_argument("--unit", choices=UNITS, help="of the mesh, where the file does not say")
+    parser.add_argument("--model", metavar="FILE", help="checkpoint; with it, --cad is not needed")
+    add_camera(parser)
+    box = ("X0", "Y0", "X1", "Y1")
+    parser.add_argument(
+        "--box", type=float, nargs=4, metavar=box, help="pixels around the object: do not search it"
+    )
+    parser.add_argument("--overlay", metavar="FILE", help="write the picture with the pose drawn on it")
+    parser.add_argument("--device", help='"cpu", "cuda", ... (default: a GPU when there is one)')
+    add_json(parser)
+
+
+def estimate(arguments: Arguments) -> int:
+    from geopose.cad.model import load_cad
+    from geopose.estimate import PoseEstimator, estimate_pose, model_of
+    from geopose.image import load_image
+    from geopose.visualize import save_image
+
+    if not (arguments.cad or arguments.model):
+        raise ValueError("one of --cad and --model is needed")
+    camera = camera_from(arguments, lambda: load_image(arguments.photo)[0].shape[1::-1])
+    path = arguments.model or model_of(arguments.cad, arguments.unit)
+    estimator = PoseEstimator.load(path, arguments.device)
+    if arguments.cad:
+        cad = load_cad(arguments.cad, arguments.unit) if arguments.unit else arguments.cad
+        estimate = estimate_pose(arguments.photo, cad, camera=camera, box=arguments.box, model=estimator)
+    else:
+        estimate = estimator.estimate(arguments.photo, camera, arguments.box)
+    if arguments.overlay:
+        save_image(estimate.overlay(arguments.photo), arguments.overlay)
+    report(arguments, _estimate_text(estimate), estimate.to_json())
+    return SUCCESS if estimate.status == "ok" else NO_POSE
+
+
+def _estimate_text(estimate: PoseEstimate) -> str:
+    import numpy as np
+
+    lines = [f"status     {estimate.status}, confidence {estimate.confidence:.2f}"]
+    lines += [f"           {reason}" for reason in estimate.reasons]
+    if estimate.pose is not None:
+        t, quat = np.asarray(estimate.pose.t), np.asarray(estimate.pose.quat_wxyz)
+        lines.append("position   x {:.4f}  y {:.4f}  z {:.4f} m (camera: right, down, forward)".format(*t))
+        lines.append("rotation   w {:.5f}  x {:.5f}  y {:.5f}  z {:.5f} (cam_from_obj)".format(*quat))
+    if estimate.covariance is not None:
+        deviations = np.sqrt(np.diag(estimate.covariance))
+        lines.append("std. dev.  {:.4f} {:.4f} {:.4f} m,".format(*deviations[:3]))
+        lines[-1] += " {:.2f} {:.2f} {:.2f} deg about the camera's axes".format(*np.rad2deg(deviations[3:]))
+    lines.append(f"time       {1000 * estimate.timings.get('total', float('nan')):.0f} ms")
+    return "\n".join(lines)
+
+
+def track_arguments(parser: argparse.ArgumentParser) -> None:
+    from geopose.track import TrackOptions
+
+    parser.add_argument("source", help="video file, folder of pictures, or number of a camera (0, 1, ...)")
+    parser.add_argument("--model", required=True, metavar="FILE", help="checkpoint")
+    parser.add_argument("--out", metavar="FILE", help="video with the poses drawn on it (.mp4 or .avi)")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="one line per frame: time, status, pose, covariance, reason"
+    )
+    add_camera(parser)
+    parser.add_argument("--fps", type=float, help="frames per second (default: what the file says, else 30)")
+    parser.add_argument(
+        "--every-frame",
+        action="store_true",
+        help="of a camera, also the frames that came while another was worked on (a file's are all taken)",
+    )
+    add_options(
+        parser, TrackOptions, [f.name for f in dataclasses.fields(TrackOptions) if f.name != "frame_s"]
+    )
+    parser.add_argument("--device", help='"cpu", "cuda", ... (default: a GPU when there is one)')
+    add_json(parser)
+
+
+def track(arguments: Arguments) -> int:
+    from geopose.estimate import PoseEstimator
+    from geopose.track import Tracker, TrackOptions
+    from geopose.video import open_footage, track_footage
+
+    estimator = PoseEstimator.load(arguments.model, arguments.device)
+    footage = open_footage(arguments.source, arguments.fps, arguments.every_frame)
+    camera = camera_from(arguments, lambda: footage.size_wh)
+    tracker = Tracker(estimator, camera, options_from(arguments, TrackOptions))
+    tracked = track_footage(tracker, footage, arguments.out, arguments.csv, sys.stderr.isatty())
+    report(arguments, str(tracked), dataclasses.asdict(tracked))
+    if tracked.interrupted:
+        return INTERRUPTED
+    return SUCCESS if tracked.ok else NO_POSE
