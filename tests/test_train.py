@@ -391,7 +391,9 @@ class Fake(torch.utils.data.Dataset):
         rng = np.random.default_rng([index])
         if self.kind == "pair":
             flow, drawn = np.zeros((2, 8, 8), np.float32), np.ones((8, 8), np.float32)
-            return dict(image=rng.integers(0, 255, (9, 32, 32), np.uint8), flow=flow, drawn=drawn)
+            guess = dict(points=rng.uniform(-0.5, 0.5, (3, 8, 8)).astype(np.float32), centre=np.float32([0, 0, 4]))
+            truth = dict(turn=np.eye(3, dtype=np.float32), shift=np.zeros(3, np.float32), focal=np.float32(100))
+            return dict(image=rng.integers(0, 255, (9, 32, 32), np.uint8), flow=flow, drawn=drawn) | guess | truth
         out = dict(image=rng.integers(0, 255, (3, 32, 32), np.uint8), visib_fract=np.float32(1), present=np.bool_(True))
         if self.kind == "window":
             return out | dict(centre_px=np.float32([9, 9]), size_px=np.float32(16))

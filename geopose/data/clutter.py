@@ -140,8 +140,7 @@ def background(generator: np.random.Generator, size_wh: tuple[int, int]) -> Pict
         field = cv2.resize(light, (w, h), interpolation=cv2.INTER_LINEAR)
         picture = np.asarray(cv2.multiply(picture, cv2.merge([field] * 3), dtype=cv2.CV_8U), np.uint8)
     if generator.random() < 0.1:  # night, space, an unlit hall
-        dark = float(generator.uniform(0, 0.3))
-        picture = np.asarray(cv2.multiply(picture, (dark, dark, dark, dark)), np.uint8)
+        picture = np.asarray(cv2.convertScaleAbs(picture, alpha=float(generator.uniform(0, 0.3))), np.uint8)
     return picture
 
 
