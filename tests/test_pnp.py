@@ -217,7 +217,7 @@ def test_chunks_make_no_difference(rng: np.random.Generator, monkeypatch: pytest
     points[3:, :, 2] = 0
     cameras = Camera(np.full(5, 800.0), 800.0, 320.0, 240.0, (640, 480))
     whole = solve_pnp(points, px, cameras)
-    monkeypatch.setattr("geopose.geometry._pipeline._CHUNK", 16)
+    monkeypatch.setattr("geopose.geometry._pipeline.CHUNK", 16)
     monkeypatch.setattr("geopose.geometry.ransac._CHUNK", 1)
     parts = solve_pnp(points, px, cameras)
     np.testing.assert_array_equal(parts.pose.R, whole.pose.R)

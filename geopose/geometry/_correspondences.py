@@ -13,6 +13,8 @@ from geopose.geometry._pnp_options import PnPOptions
 from geopose.geometry.camera import Camera
 from geopose.geometry.refine import Reprojection, namespace
 
+_FLOAT64 = np.dtype(np.float64)
+
 
 def check(
     points_obj: Array, points_px: Array, camera: Camera, cov_px: Array | None
@@ -20,7 +22,7 @@ def check(
     """The three arrays as floating-point arrays, shapes checked."""
     if not isinstance(camera, Camera):
         raise ValueError(f"camera: expected a geopose.Camera, got {type(camera).__name__}")
-    if any("complex" in str(getattr(a, "dtype", "")) for a in (points_obj, points_px, cov_px)):
+    if any(_is_complex(a) for a in (points_obj, points_px, cov_px)):
         raise ValueError("points_obj, points_px, cov_px: expected real numbers, got complex ones")
     try:
         obj, px = as_float_array(points_obj), as_float_array(points_px)
@@ -38,6 +40,10 @@ def check(
     if cov is not None and (cov.ndim < 3 or tuple(cov.shape[-3:]) != (px.shape[-2], 2, 2)):
         raise ValueError(f"cov_px: expected shape (..., {px.shape[-2]}, 2, 2), got {tuple(cov.shape)}")
     return obj, px, cov
+
+
+def _is_complex(a: Any) -> bool:
+    return a.is_complex() if isinstance(a, torch.Tensor) else getattr(a, "dtype", _FLOAT64).kind == "c"
 
 
 def _plain(a: Array) -> Array:
@@ -131,7 +137,7 @@ def prepare(obj: Array, px: Array, cov: Array | None, camera: Camera, options: P
         one = xp.full_like(px[..., 0], 1 / options.noise_px)
         white = (one, one * 0, one)
     else:
-        white = _whiten(cov)
+        white = whiten(cov)
     if not whole:
         white = tuple(xp.where(valid, w, 0.0) for w in white)
     count = valid.sum(-1)
@@ -165,7 +171,7 @@ def _column(value: Any, like: Array) -> Any:
     return (torch.as_tensor(value).to(like) if isinstance(like, torch.Tensor) else value)[..., None]
 
 
-def _whiten(cov: Array) -> tuple[Array, Array, Array]:
+def whiten(cov: Array) -> tuple[Array, Array, Array]:
     """Entries 00, 10, 11 of the lower triangular W with W'W = cov^-1."""
     xp = namespace(cov)
     a, b, d = cov[..., 0, 0], (cov[..., 0, 1] + cov[..., 1, 0]) / 2, cov[..., 1, 1]

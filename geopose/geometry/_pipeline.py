@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,18 @@ import torch
 
 from geopose.geometry._arrays import Array, back_to_numpy
 from geopose.geometry._correspondences import Problem, prepare
+from geopose.geometry._fits import (
+    HYPOTHESES,
+    OPTIMISE_STEPS,
+    RIVAL,
+    TIE,
+    beyond_doubt,
+    chi2_limit,
+    first_look,
+    refine_all,
+)
 from geopose.geometry._pnp_options import PnPOptions
+from geopose.geometry._single_search import MOST_POINTS, search_item, together
 from geopose.geometry._verdict import FEW, judge, last_words, screen
 from geopose.geometry.ambiguity import distinct, laplace_log_weight, two_starts
 from geopose.geometry.camera import Camera
@@ -22,11 +34,9 @@ from geopose.geometry.ransac import (
     optimise,
     squared_residuals,
 )
-from geopose.geometry.refine import LMResult, Reprojection, fast_pose, levenberg_marquardt, namespace
+from geopose.geometry.refine import LMResult, Reprojection, fast_pose, namespace
 
-_CHUNK = 200_000  # points handled at once: bounds the memory
-_FIRST_STEPS = 8  # steps after which a fit to all points must look plausible
-_RIVAL = 40.0  # squared standard deviations; a pose this much worse is no rival (e^-20)
+CHUNK = 200_000  # points handled at once: bounds the memory
 
 
 @dataclass
@@ -50,7 +60,7 @@ def solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnP
         few = [np.full((max(batch, 1), 3, k), np.nan) for k in (3, 2)]
         found = _solve(few[0], few[1], None, Camera(1, 1, 0, 0, (1, 1)), options, seed)
         return _cut(found, batch, n, px, obj)
-    size = max(_CHUNK // n, 1)
+    size = max(CHUNK // n, 1)
     parts = []
     for i in range(0, batch, size):
         part = slice(i, i + size)
@@ -102,87 +112,29 @@ def _solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: Pn
         weight = pin.whiten[..., 0, :] * pin.whiten[..., 2, :]
         starts, variances = two_starts(pin.points, pin.xy, weight)
         status, reason, different = screen(problem, variances)
-        limit = _chi2_limit(2.0 * problem.valid.sum(-1) - 6)
-        found = _first_look(problem.exact, starts, limit, options)
-        d2 = squared_residuals(problem.exact, _take(xp, found.pose, found.cost))
+        limit = chi2_limit(2.0 * problem.valid.sum(-1) - 6)
+        found = first_look(problem.exact, starts, limit, options)
+        d2 = squared_residuals(problem.exact, take(xp, found.pose, found.cost))
         inlier = (d2 < options.gate_sigma**2) & problem.valid
         settled = (inlier | ~problem.valid).all(-1) & (xp.where(problem.valid, d2, 0.0).sum(-1) < limit)
         search = np.flatnonzero((status == "ok") & (~back_to_numpy(settled) | (different == 3)))
         if options.kernel != "none" and len(search) < len(obj):
-            found = _refine(problem.exact, found.pose, options, options.kernel)
+            found = refine_all(problem.exact, found.pose, options, options.kernel)
         pose, cost, information, converged = found.pose, found.cost, found.information, found.converged
-        if len(search):
-            more, inlier_s, log_nfa = _search(problem, search, options, seed)
-            pose, cost, information, converged, inlier = _merge(
-                xp, search, (pose, cost, information, converged, inlier), (more, inlier_s)
-            )
-            mirrored = back_to_numpy(_fits_mirrored(problem, search, limit, settled, options))
-            judge(
-                problem,
-                search,
-                back_to_numpy(inlier_s),
-                log_nfa,
-                mirrored,
-                options,
-                status,
-                reason,
-                different,
-            )
-        candidates = (pose, cost, information, converged)
-        return _finish(problem, *candidates, inlier, camera, options, status, reason, different)
-
-
-def _first_look(problem: Reprojection, starts: Pose, limit: Array, options: PnPOptions) -> LMResult:
-    """Both starts (2, B) refined on all points, as if there were no outliers.
-
-    A start is given up once the other one has converged to a plausible cost that it is far from; if neither
-    is plausible after a few steps the search among outliers takes over.
-    """
-
-    def hopeless(cost: Array, converged: Array) -> Array:
-        return (converged & (cost < limit)).any(0) & (cost > limit + _RIVAL)
-
-    def run(part: Reprojection, pose: Pose, steps: int) -> LMResult:
-        return levenberg_marquardt(
-            None, part.linearise, pose, max_iterations=steps, tolerance=options.tolerance, stop_fn=hopeless
-        )
-
-    found = run(problem, starts, min(_FIRST_STEPS, options.max_iterations))
-    open_ = (~found.converged & (found.cost < limit + _RIVAL)).any(0)
-    if bool(open_.any()) and options.max_iterations > _FIRST_STEPS:
-        items = open_.nonzero()[0] if namespace(limit) is np else open_.nonzero()[:, 0]
-        limit = limit[items]
-        start = fast_pose(found.pose.R[:, items], found.pose.t[:, items])
-        more = run(problem.item(items), start, options.max_iterations - _FIRST_STEPS)
-        for old, new in (
-            (found.pose.R, more.pose.R),
-            (found.pose.t, more.pose.t),
-            (found.cost, more.cost),
-            (found.information, more.information),
-            (found.converged, more.converged),
+        for items, more, inlier_s, log_nfa, mirrored in _searches(
+            problem, search, limit, different, options, seed
         ):
-            old[:, items] = new
-    return found
+            pose, cost, information, converged, inlier = _merge(
+                xp, items, (pose, cost, information, converged, inlier), (more, inlier_s)
+            )
+            false = mirrored & ~back_to_numpy(settled)[items]
+            kept = back_to_numpy(inlier_s)
+            judge(problem, items, kept, log_nfa, false, options, status, reason, different)
+        candidates = (pose, cost, information, converged)
+        return finish(problem, *candidates, inlier, camera, options, status, reason, different)
 
 
-def _refine(problem: Reprojection, starts: Pose, options: PnPOptions, kernel: str) -> LMResult:
-    def hopeless(cost: Array, converged: Array) -> Array:
-        xp = namespace(cost)
-        return cost > xp.amin(xp.where(converged, cost, xp.inf), 0) + _RIVAL
-
-    return levenberg_marquardt(
-        None,
-        problem.linearise,
-        starts,
-        kernel=kernel,
-        scale=options.kernel_sigma,
-        max_iterations=options.max_iterations,
-        tolerance=options.tolerance,
-        stop_fn=hopeless,
-    )
-
-
-def _take(xp: Any, pose: Pose, cost: Array) -> Pose:
+def take(xp: Any, pose: Pose, cost: Array) -> Pose:
     """Of poses (K, B) the one (B,) of least cost (K, B), NaN last."""
     k = xp.where(xp.isnan(cost), xp.inf, cost).argmin(0)
     if len(k) == 1:
@@ -192,11 +144,33 @@ def _take(xp: Any, pose: Pose, cost: Array) -> Pose:
     return fast_pose(pose.R[k, rows], pose.t[k, rows])
 
 
-def _chi2_limit(dof: Array) -> Array:
-    """About the 99.997 % quantile of chi-square (Wilson and Hilferty), 1e-6 where nothing is left to vary."""
-    xp = namespace(dof)
-    d = 2 / (9 * xp.clip(dof, 1.0, None))
-    return xp.where(dof > 0, dof * (1 - d + 4 * xp.sqrt(d)) ** 3, 1e-6)
+Consensuses = tuple[np.ndarray, LMResult, Array, np.ndarray, np.ndarray]
+
+
+def _searches(
+    problem: Problem, items: np.ndarray, limit: Array, different: np.ndarray, options: PnPOptions, seed: int
+) -> Iterator[Consensuses]:
+    """Of groups of `items`: which, robust candidates (K, S), inliers (S, N), log false alarms (S,), and whether all
+    points fit the mirror image (S,).
+
+    On the CPU a search for one item after the other is several times faster than one for all together, in which every
+    item takes the steps of the slowest.
+    """
+    alone = np.zeros(len(items), bool)
+    if (
+        isinstance(problem.valid, np.ndarray)
+        and problem.exact is problem.pinhole
+        and options.kernel == "none"
+    ):
+        if problem.valid.shape[-1] <= MOST_POINTS:
+            found = {i: search_item(problem, i, limit[i], options, seed) for i in items if different[i] > 3}
+            found = {i: consensus for i, consensus in found.items() if consensus is not None}
+            alone = np.isin(items, list(found))
+            if found:
+                yield items[alone], *together([c for c in found.values() if c is not None])
+    rest = items[~alone]
+    if len(rest):
+        yield rest, *_search(problem, rest, options, seed), _fits_mirrored(problem, rest, limit, options)
 
 
 def _search(
@@ -207,30 +181,52 @@ def _search(
     pick = torch.as_tensor(items, device=problem.valid.device) if xp is torch else items
     exact, valid = problem.exact.item(pick), problem.valid[pick]
     pin = exact if problem.exact is problem.pinhole else problem.pinhole.item(pick)
-    guess, _ = hypothesise(pin, options.gate_sigma, options.max_samples, 8, seed)
-    guess, cost = optimise(exact, guess, options.gate_sigma, 15)
-    best = _take(xp, guess, cost)
+    guess, cost = _local_optima(exact, pin, valid, options, seed)
+    best = take(xp, guess, cost)
     d2 = squared_residuals(exact, best)
     inlier = (d2 < options.gate_sigma**2) & valid
     kept = exact.select(inlier)
     area = pin.whiten[..., 0, :] * pin.whiten[..., 2, :]
     fresh, _ = two_starts(pin.points, pin.xy, xp.where(inlier, area, 0.0))
-    order = xp.argsort(xp.where(xp.isnan(cost), xp.inf, cost), 0)[:4]
-    rows = (xp.arange(len(items)) if xp is np else torch.arange(len(items), device=cost.device))[None]
-    every = fast_pose(
-        xp.concatenate([guess.R[order, rows], fresh.R]), xp.concatenate([guess.t[order, rows], fresh.t])
-    )
-    refined = _refine(kept, every, options, options.kernel)
-    final = _take(xp, refined.pose, refined.cost)
+    every = fast_pose(xp.concatenate([guess.R, fresh.R]), xp.concatenate([guess.t, fresh.t]))
+    refined = refine_all(kept, every, options, options.kernel)
+    final = take(xp, refined.pose, refined.cost)
     chance = chance_of_distance(pin, squared_residuals(exact, final), valid)
     return refined, inlier, log_false_alarms(chance, inlier, valid)
+
+
+def _local_optima(
+    exact: Reprojection, pin: Reprojection, valid: Array, options: PnPOptions, seed: int
+) -> tuple[Pose, Array]:
+    """Up to four poses (K, S) of little truncated cost, and that cost (K, S); NaN and infinite where there are fewer.
+
+    Of the hypotheses only the best is optimised where that leads to a consensus beyond doubt.
+    """
+    xp, gate = namespace(valid), options.gate_sigma
+    guess, _ = hypothesise(pin, gate, options.max_samples, HYPOTHESES, seed)
+    pose, cost = optimise(exact, fast_pose(guess.R[:1], guess.t[:1]), gate, OPTIMISE_STEPS)
+    d2 = squared_residuals(exact, fast_pose(pose.R[0], pose.t[0]))
+    log_nfa = log_false_alarms(chance_of_distance(pin, d2, valid), d2 < gate * gate, valid)
+    weak = np.flatnonzero(~(log_nfa < beyond_doubt(options)))
+    if not len(weak):
+        return pose, cost
+    pick = torch.as_tensor(weak, device=valid.device) if xp is torch else weak
+    some, some_cost = optimise(
+        exact.item(pick), fast_pose(guess.R[:, pick], guess.t[:, pick]), gate, OPTIMISE_STEPS
+    )
+    order = xp.argsort(xp.where(xp.isnan(some_cost), xp.inf, some_cost), 0)
+    some, (some_cost,) = _reorder(order, some, some_cost)
+    more = len(some_cost) - 1
+    R, t, cost = (xp.concatenate([a, *[xp.full_like(a, xp.nan)] * more]) for a in (pose.R, pose.t, cost))
+    R[:, pick], t[:, pick], cost[:, pick] = some.R, some.t, some_cost
+    return fast_pose(R, t), cost
 
 
 def _merge(xp: Any, items: np.ndarray, old: tuple[Any, ...], new: tuple[LMResult, Array]) -> tuple[Any, ...]:
     """Candidates (K, B) in which those of `items` are replaced, padded with infinite cost."""
     pose, cost, information, converged, inlier = old
     more, inlier_s = new
-    K, B = more.cost.shape[0], cost.shape[1]
+    K, B = max(len(more.cost), len(cost)), cost.shape[1]
 
     def put(a: Array, b: Array, fill: float) -> Array:
         if len(items) == B:
@@ -238,7 +234,8 @@ def _merge(xp: Any, items: np.ndarray, old: tuple[Any, ...], new: tuple[LMResult
         full = (xp.full if xp is np else torch.full)((K, *a.shape[1:]), fill, dtype=a.dtype)
         full = full if xp is np else full.to(a.device)
         full[: a.shape[0]] = a
-        full[:, items] = b
+        full[:, items] = fill
+        full[: b.shape[0], items] = b
         return full
 
     pose = fast_pose(put(pose.R, more.pose.R, np.nan), put(pose.t, more.pose.t, np.nan))
@@ -249,20 +246,18 @@ def _merge(xp: Any, items: np.ndarray, old: tuple[Any, ...], new: tuple[LMResult
     return pose, cost, information, converged, inlier
 
 
-def _fits_mirrored(
-    problem: Problem, items: np.ndarray, limit: Array, settled: Array, options: PnPOptions
-) -> Array:
-    """(S,) bool: all points of the items fit if the object is mirrored, and do not as they are."""
+def _fits_mirrored(problem: Problem, items: np.ndarray, limit: Array, options: PnPOptions) -> np.ndarray:
+    """(S,) bool: all points of the items fit if the object is mirrored."""
     xp = namespace(limit)
     pick = torch.as_tensor(items, device=limit.device) if xp is torch else items
     pin, exact = problem.pinhole.item(pick), problem.exact.item(pick)
     exact = Reprojection(-exact.points, exact.xy, exact.whiten, exact.camera)
     starts, _ = two_starts(exact.points, pin.xy, pin.whiten[..., 0, :] * pin.whiten[..., 2, :])
-    found = _first_look(exact, starts, limit[pick], options)
-    return (found.cost < limit[pick]).any(0) & ~settled[pick]
+    found = first_look(exact, starts, limit[pick], options)
+    return np.asarray(back_to_numpy((found.cost < limit[pick]).any(0)))
 
 
-def _finish(
+def finish(
     problem: Problem,
     pose: Pose,
     cost: Array,
@@ -278,9 +273,11 @@ def _finish(
     """Best and rivals, their weights, covariances and the last statuses."""
     xp = namespace(cost)
     cost = xp.where(xp.isfinite(cost), cost, xp.inf)
-    order = xp.argsort(xp.where(converged, cost, cost * (1 + 1e-6) + 1e-6), 0)
+    rank = xp.arange(len(cost))[:, None] * TIE  # of two that are the same the earlier one
+    rank = rank if xp is np else rank.to(cost)
+    order = xp.argsort(xp.where(converged, cost, cost * (1 + 1e-6) + 1e-6) + rank, 0)
     pose, (cost, information, converged) = _reorder(order, pose, cost, information, converged)
-    keep = (cost < cost[0] + _RIVAL) & converged
+    keep = (cost < cost[0] + RIVAL) & converged
     last = max((k for k in range(1, len(cost)) if bool(keep[k].any())), default=0) + 1
     pose = fast_pose(pose.R[:last], pose.t[:last])
     cost, information, converged, keep = cost[:last], information[:last], converged[:last], keep[:last]

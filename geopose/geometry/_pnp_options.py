@@ -34,7 +34,7 @@ class PnPOptions:
     max_false_alarms: float = 0.015
     ambiguous_weight: float = 0.1
     max_iterations: int = 40
-    tolerance: float = 1e-6
+    tolerance: float = 1e-7
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:

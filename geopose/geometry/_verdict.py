@@ -9,16 +9,18 @@ from geopose.geometry._correspondences import Problem
 from geopose.geometry._pnp_options import PnPOptions
 
 FEW = "{} finite correspondences of {}; three leave up to four poses, from four on a pose can be checked"
-_FAR = 1e8  # object sizes; a pose farther away comes from pixels that are all alike
+FAR = 1e8  # object sizes; a pose farther away comes from pixels that are all alike
+
+KEY, SAME = (0.5377, 0.8339, 0.1237), 1e-9  # points nearer than this along the direction KEY are one
 
 
 def screen(problem: Problem, variances: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Status and reason of what no solver can help, and the number of different object points."""
     valid = back_to_numpy(problem.valid)
     key = back_to_numpy(problem.pinhole.points)
-    key = 0.5377 * key[..., 0, :] + 0.8339 * key[..., 1, :] + 0.1237 * key[..., 2, :]
+    key = KEY[0] * key[..., 0, :] + KEY[1] * key[..., 1, :] + KEY[2] * key[..., 2, :]
     key = np.sort(np.where(valid, key, np.inf), -1)
-    fresh = (key[..., 1:] - key[..., :-1] > 1e-9) & np.isfinite(key[..., 1:])
+    fresh = (key[..., 1:] - key[..., :-1] > SAME) & np.isfinite(key[..., 1:])
     number = valid.sum(-1)
     different = np.where(number > 0, 1 + fresh.sum(-1), 0)
     variances = back_to_numpy(variances)
@@ -84,7 +86,7 @@ def last_words(
     """
     turn = np.sqrt(variance[:, 3:].sum(-1))
     distance = np.sqrt((t * t).sum(-1))
-    vague = ~(turn < 1.0) | ~(np.sqrt(variance[:, :3].sum(-1)) < distance) | ~(distance < _FAR)
+    vague = ~(turn < 1.0) | ~(np.sqrt(variance[:, :3].sum(-1)) < distance) | ~(distance < FAR)
     rival = weight[1:].sum(0) >= options.ambiguous_weight
     odd = ~np.isfinite(cost) | vague | (different == 3) | rival
     for i in np.flatnonzero(odd & (status == "ok")):

@@ -9,6 +9,12 @@ import torch
 
 # arrays are numpy or torch, float64; every function keeps the kind it was given
 Array = Any
+_FIRST, _SECOND = np.array([0, 0, 1]), np.array([1, 2, 2])  # the sides 12, 13, 23
+_CUBIC = ((0, 0), (0, 1), (1, 0), (1, 1))
+_TURN, _BACK = np.array([1, 2, 0]), np.array([2, 0, 1])
+_EXCHANGE, _CROSSWISE = np.array([0, 2, 1]), np.array([0, 2, 1, 5, 4, 3])  # of the last two coordinates
+_COLUMNS = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])
+_ENTRIES = _COLUMNS.ravel()  # of a symmetric matrix, from its entries 00, 01, 02, 11, 12, 22
 
 
 def p3p(points_obj: Array, bearings: Array) -> tuple[Array, Array]:
@@ -26,27 +32,43 @@ def p3p(points_obj: Array, bearings: Array) -> tuple[Array, Array]:
     """
     xp = torch if isinstance(points_obj, torch.Tensor) else np
     with np.errstate(all="ignore"):
-        y = bearings / xp.sqrt((bearings * bearings).sum(-1))[..., None]
-        x1, x2, x3 = points_obj[..., 0, :], points_obj[..., 1, :], points_obj[..., 2, :]
-        y1, y2, y3 = y[..., 0, :], y[..., 1, :], y[..., 2, :]
-        a12, a13, a23 = _square(x1 - x2), _square(x1 - x3), _square(x2 - x3)
-        size = a12 + a13 + a23
-        a = (a12 / size, a13 / size, a23 / size)
-        b = ((y1 * y2).sum(-1), (y1 * y3).sum(-1), (y2 * y3).sum(-1))
-        depths = _depths(xp, a, b)  # (..., 4, 3), of a triangle whose squared sides sum to one
-        depths = _polish(xp, depths, a, b)
-        points_cam = (depths * xp.sqrt(size)[..., None, None])[..., None] * y[
-            ..., None, :, :
-        ]  # (..., 4, 3, 3)
-        frame_cam = _triangle_frame(xp, points_cam)
-        frame_obj = _triangle_frame(xp, points_obj)[..., None, :, :]
-        R = frame_cam @ frame_obj.mT
-        t = points_cam.mean(-2) - (R @ points_obj.mean(-2)[..., None, :, None])[..., 0]
-    return R, t
+        rays = bearings / xp.sqrt((bearings * bearings).sum(-1))[..., None]
+        points, rays = (xp.moveaxis(a, (-2, -1), (0, 1)) for a in (points_obj, rays))  # (3, 3, ...)
+        R, t = poses_of(points[:, :, None], rays[:, :, None], triangle_depths(points, rays))
+        return xp.moveaxis(R, (2, 0, 1), (-3, -2, -1)), xp.moveaxis(t, (1, 0), (-2, -1))
 
 
-def _square(v: Array) -> Array:
-    return (v * v).sum(-1)
+def triangle_depths(points: Array, rays: Array, polish: int = 2) -> Array:
+    """The depths (3, 4, ...) of three points along their rays, for each solution; NaN for none.
+
+    points, rays: (3, 3, ...), the point first, then its coordinates; unit rays. polish: Newton steps. The layout
+    makes every array operation one over all problems.
+    """
+    xp = torch if isinstance(points, torch.Tensor) else np
+    sides = _pick(points, _FIRST) - _pick(points, _SECOND)
+    a = (sides * sides).sum(1)
+    size = a.sum(0)
+    a, b = a / size, (_pick(rays, _FIRST) * _pick(rays, _SECOND)).sum(1)
+    return _polish(xp, _ratios(xp, a, b), a[:, None], b[:, None], polish) * xp.sqrt(size)
+
+
+def poses_of(points: Array, rays: Array, depths: Array) -> tuple[Array, Array]:
+    """R (3, 3, ...), t (3, ...) of three points (3, 3, ...) at `depths` (3, ...) along unit rays (3, 3, ...)."""
+    xp = torch if isinstance(points, torch.Tensor) else np
+    points_cam = depths[:, None] * rays
+    frame_cam, frame_obj = _triangle_frame(xp, points_cam), _triangle_frame(xp, points)
+    R = (frame_cam[:, :, None] * frame_obj[:, None]).sum(0)
+    return R, points_cam[0] - (R * points[0]).sum(1)
+
+
+def _rows(*arrays: Array) -> Array:
+    """`stack` along the first axis; for small arrays numpy's own takes four times as long."""
+    return torch.stack(arrays) if isinstance(arrays[0], torch.Tensor) else np.array(arrays)
+
+
+def _pick(a: Array, index: np.ndarray) -> Array:
+    """`a[index]` along the first axis."""
+    return a[index] if isinstance(a, torch.Tensor) else a.take(index, 0)
 
 
 def _cross(xp: Any, a: Array, b: Array) -> Array:
@@ -57,135 +79,121 @@ def _cross(xp: Any, a: Array, b: Array) -> Array:
 
 
 def _triangle_frame(xp: Any, points: Array) -> Array:
-    """(..., 3, 3) orthonormal columns: along side 12, in the plane, normal; of points (..., 3, 3) in rows."""
-    e1 = points[..., 1, :] - points[..., 0, :]
-    e3 = _cross(xp, e1, points[..., 2, :] - points[..., 0, :])
-    e1 = e1 / xp.sqrt(_square(e1))[..., None]
-    e3 = e3 / xp.sqrt(_square(e3))[..., None]
-    return xp.stack([e1, _cross(xp, e3, e1), e3], -1)
+    """(3, 3, ...) orthonormal axes: along side 12, in the plane, normal; of points (3, 3, ...)."""
+    e1, side = points[1] - points[0], points[2] - points[0]
+    e3 = _pick(e1, _TURN) * _pick(side, _BACK) - _pick(e1, _BACK) * _pick(side, _TURN)
+    e1 = e1 / xp.sqrt((e1 * e1).sum(0))
+    e3 = e3 / xp.sqrt((e3 * e3).sum(0))
+    return _rows(e1, _pick(e3, _TURN) * _pick(e1, _BACK) - _pick(e3, _BACK) * _pick(e1, _TURN), e3)
 
 
-def _adjugate(m: tuple[Array, ...]) -> tuple[Array, ...]:
-    """The six entries 00, 01, 02, 11, 12, 22 of the adjugate of a symmetric matrix given the same way."""
+def _adjugate(xp: Any, m: Array) -> Array:
+    """The entries (6, ...) 00, 01, 02, 11, 12, 22 of the adjugate of a symmetric matrix given the same way."""
     p, q, r, s, t, u = m
-    return s * u - t * t, r * t - q * u, q * t - r * s, p * u - r * r, q * r - p * t, p * s - q * q
+    return _rows(s * u - t * t, r * t - q * u, q * t - r * s, p * u - r * r, q * r - p * t, p * s - q * q)
 
 
-def _trace(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
-    """trace(A B) of two symmetric matrices of six entries."""
-    return a[0] * b[0] + a[3] * b[3] + a[5] * b[5] + 2 * (a[1] * b[1] + a[2] * b[2] + a[4] * b[4])
-
-
-def _full(xp: Any, m: tuple[Array, ...]) -> Array:
-    p, q, r, s, t, u = m
-    return xp.stack([p, q, r, q, s, t, r, t, u], -1).reshape((*p.shape, 3, 3))
-
-
-def _depths(xp: Any, a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
-    """Positive depths (..., 4, 3) of the three rays, NaN where complex or negative."""
+def _ratios(xp: Any, a: Array, b: Array) -> Array:
+    """Positive depths (3, 4, ...) of the three rays, NaN where complex or negative."""
     (a12, a13, a23), (b12, b13, b23) = a, b
     zero = a12 * 0
-    one = (a23, -a23 * b12, zero, a23 - a12, a12 * b23, -a12)
-    two = (a23, zero, -a23 * b13, -a13, a13 * b23, a23 - a13)
-    adj1, adj2 = _adjugate(one), _adjugate(two)
-    c = (_trace(adj1, one) / 3, _trace(adj1, two), _trace(adj2, one), _trace(adj2, two) / 3)
+    one = _rows(a23, -a23 * b12, zero, a23 - a12, a12 * b23, -a12)
+    two = _rows(a23, zero, -a23 * b13, -a13, a13 * b23, a23 - a13)
+    pair = xp.moveaxis(_rows(one, two), 0, 1)  # entry, conic
+    adjugate = _adjugate(xp, pair)
+    adjugate[[1, 2, 4]] *= 2
+    # coefficients of det(one + g two)
+    c = _rows(*((adjugate[:, i] * pair[:, j]).sum(0) for i, j in _CUBIC))
+    c[0] /= 3
+    c[3] /= 3
     # the smaller end coefficient belongs to the constant term: no root at infinity
     swap = xp.abs(c[3]) < xp.abs(c[0])
-    one, two = (
-        tuple(xp.where(swap, j, i) for i, j in zip(one, two, strict=True)),
-        tuple(xp.where(swap, i, j) for i, j in zip(one, two, strict=True)),
-    )
-    g = _real_root(xp, *(xp.where(swap, j, i) for i, j in zip(c, reversed(c), strict=True)))
-    pair = tuple(i + g * j for i, j in zip(one, two, strict=True))  # two lines
-    other = _full(
-        xp, tuple(j - g * i for i, j in zip(one, two, strict=True))
-    )  # any other conic of the pencil
-    lines = _split(xp, pair)  # (..., 2, 3)
-    # a line l: every point is alpha u + beta v; put into the conic this is a quadratic form in (alpha, beta)
-    lines = lines / xp.sqrt(_square(lines))[..., None]
-    small = (xp.abs(lines[..., 0]) < 0.6)[..., None]
-    axes = xp.eye(3, dtype=lines.dtype) if xp is np else torch.eye(3, dtype=lines.dtype, device=lines.device)
-    u = _cross(xp, lines, xp.where(small, axes[0], axes[1]))
-    v = _cross(xp, lines, u)
-    other_u = (other[..., None, :, :] @ u[..., None])[..., 0]
-    qa, qb = (u * other_u).sum(-1), (v * other_u).sum(-1)
-    qc = (v * (other[..., None, :, :] @ v[..., None])[..., 0]).sum(-1)
-    disc = qb * qb - qa * qc
-    disc = xp.where((disc < 0) & (disc > -1e-9 * (qb * qb + xp.abs(qa * qc))), 0.0, disc)
-    q = -(qb + xp.where(qb < 0, -1.0, 1.0) * xp.sqrt(disc))
-    alpha, beta = xp.stack([q, qc], -1), xp.stack([qa, q], -1)
-    depths = alpha[..., None] * u[..., None, :] + beta[..., None] * v[..., None, :]  # (..., 2, 2, 3)
-    depths = depths.reshape((*depths.shape[:-3], 4, 3))
-    depths = depths * xp.where(depths.sum(-1) < 0, -1.0, 1.0)[..., None]
-    d1, d2, d3 = depths[..., 0], depths[..., 1], depths[..., 2]
-    form = 2 * (
-        _square(depths) - d1 * d2 * b12[..., None] - d1 * d3 * b13[..., None] - d2 * d3 * b23[..., None]
-    )
-    depths = depths / xp.sqrt(form)[..., None]
-    positive = (d1 > 0) & (d2 > 0) & (d3 > 0)
-    return xp.where(positive[..., None], depths, xp.nan)
+    one, two = xp.where(swap, two, one), xp.where(swap, one, two)
+    c0, c1, c2, c3 = xp.where(swap, xp.flip(c, (0,)), c)
+    g = _real_root(xp, c2 / c3, c1 / c3, c0 / c3)
+    lines = _split(xp, one + g * two)  # (3, 2, ...): two lines
+    other = (two - g * one)[:, None]  # any other conic of the pencil
+    # in depths over the first, (1, y, z): the line gives the one with the larger coefficient by the other, s
+    big = xp.abs(lines[1]) > xp.abs(lines[2])
+    lines = xp.where(big, lines, _pick(lines, _EXCHANGE))
+    q00, q0d, q0s, qdd, qds, qss = xp.where(big, other, _pick(other, _CROSSWISE))
+    w0, w1 = -lines[0] / lines[1], -lines[2] / lines[1]
+    A = qss + w1 * (2 * qds + qdd * w1)
+    B = q0s + qds * w0 + w1 * (q0d + qdd * w0)
+    C = q00 + w0 * (2 * q0d + qdd * w0)
+    disc = B * B - A * C
+    disc = xp.where((disc < 0) & (disc > -1e-9 * (B * B + xp.abs(A * C))), 0.0, disc)
+    q = -(B + xp.where(B < 0, -1.0, 1.0) * xp.sqrt(disc))
+    s = _rows(q / A, C / q)  # (2, 2, ...)
+    d = w0 + w1 * s
+    y, z = xp.where(big, d, s), xp.where(big, s, d)
+    y, z = y.reshape((4, *y.shape[2:])), z.reshape((4, *z.shape[2:]))
+    form = 2 * (1 - b13 * z + z * z + y * (y - b12 - b23 * z))
+    first = xp.where((y > 0) & (z > 0), 1 / xp.sqrt(form), xp.nan)
+    return _rows(first, first * y, first * z)
 
 
-def _real_root(xp: Any, c0: Array, c1: Array, c2: Array, c3: Array) -> Array:
-    """The real root of c0 + c1 g + c2 g^2 + c3 g^3 that lies farthest from the others, c3 not zero."""
-    b, c, d = c2 / c3, c1 / c3, c0 / c3
+def _real_root(xp: Any, b: Array, c: Array, d: Array) -> Array:
+    """The real root of d + c g + b g^2 + g^3 that lies farthest from the others."""
     q = (b * b - 3 * c) / 9
-    r = (2 * b * b * b - 9 * b * c + 27 * d) / 54
-    three = r * r < q * q * q
+    r = (b * (2 * b * b - 9 * c) + 27 * d) / 54
+    q3 = q * q * q
+    inside = r * r - q3
+    sign = xp.where(r < 0, 1.0, -1.0)
     root_q = xp.sqrt(xp.where(q > 0, q, 0.0))
-    ratio = xp.where(three, r / (root_q * root_q * root_q), 0.0)
-    theta = xp.arccos(xp.clip(ratio, -1.0, 1.0)) + xp.where(r > 0, 0.0, 2 * np.pi)
-    trig = -2 * root_q * xp.cos(theta / 3)
-    inside = r * r - q * q * q
+    angle = xp.arccos(xp.abs(r) / (root_q * q))  # used where the ratio is under one
     big = (xp.abs(r) + xp.sqrt(xp.where(inside > 0, inside, 0.0))) ** (1 / 3)
-    card = -xp.where(r < 0, -1.0, 1.0) * (big + xp.where(big > 0, q / big, 0.0))
-    g = xp.where(three, trig, card) - b / 3
+    single = big + xp.where(big > 0, q / big, 0.0)
+    g = sign * xp.where(inside < 0, 2 * root_q * xp.cos(angle / 3), single) - b / 3
     for _ in range(2):
-        slope = c + g * (2 * b + 3 * g)
-        step = (d + g * (c + g * (b + g))) / slope
+        step = (d + g * (c + g * (b + g))) / (c + g * (2 * b + 3 * g))
         g = xp.where(xp.isfinite(step), g - step, g)
     return g
 
 
-def _split(xp: Any, pair: tuple[Array, ...]) -> Array:
-    """The two lines (..., 2, 3) of a symmetric rank-two matrix, NaN where they are complex."""
-    adj = _full(xp, _adjugate(pair))
-    diag = -xp.stack([adj[..., 0, 0], adj[..., 1, 1], adj[..., 2, 2]], -1)
-    k = xp.argmax(diag, -1)[..., None]
-    pick = np.take_along_axis if xp is np else torch.take_along_dim
-    column = pick(-adj, k[..., None], -1)[..., 0]
-    scale = pick(diag, k, -1)
-    p = column / xp.sqrt(xp.where(scale > 0, scale, xp.nan))
-    px, py, pz = p[..., 0], p[..., 1], p[..., 2]
-    c00, c01, c02, c11, c12, c22 = pair
-    entries = [c00, c01 - pz, c02 + py, c01 + pz, c11, c12 - px, c02 - py, c12 + px, c22]  # C + [p]x = 2 m l'
-    flat = xp.stack(entries, -1)
-    matrix = flat.reshape((*flat.shape[:-1], 3, 3))
-    k = xp.argmax(xp.abs(flat), -1)[..., None, None]
-    row = pick(matrix, k // 3, -2)[..., 0, :]
-    col = pick(matrix, k % 3, -1)[..., 0]
-    return xp.stack([row, col], -2)
+def _split(xp: Any, pair: Array) -> Array:
+    """The two lines (3, 2, ...) of symmetric rank-two matrices (6, ...), NaN where they are complex."""
+    adj = -_adjugate(xp, pair)
+    dx, dy, dz = adj[0], adj[3], adj[5]
+    # p with adj = p p', by its largest entry
+    first, second, third = (_pick(adj, k) for k in _COLUMNS)
+    column, scale = xp.where(dy > dx, second, first), xp.maximum(dx, dy)
+    column, scale = xp.where(dz > scale, third, column), xp.maximum(scale, dz)
+    px, py, pz = column / xp.sqrt(scale)  # NaN where negative
+    zero = pz * 0
+    matrix = _pick(pair, _ENTRIES) + _rows(zero, -pz, py, pz, zero, -px, -py, px, zero)
+    matrix = matrix.reshape((3, 3, *px.shape))  # C + [p]x = 2 m l'
+    size = xp.abs(matrix)
+    row, column = _largest(xp, matrix, size.sum(1)), _largest(xp, xp.moveaxis(matrix, 0, 1), size.sum(0))
+    return xp.moveaxis(_rows(row, column), 0, 1)
 
 
-def _polish(xp: Any, depths: Array, a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
-    """Depths (..., 4, 3) after two Newton steps on the three side lengths; NaN where these are not met."""
-    (a12, a13, a23), (b12, b13, b23) = (tuple(i[..., None] for i in s) for s in (a, b))
-    d1, d2, d3 = depths[..., 0], depths[..., 1], depths[..., 2]
-    for k in range(3):
-        e12 = d1 * d1 + d2 * d2 - 2 * b12 * d1 * d2 - a12
-        e13 = d1 * d1 + d3 * d3 - 2 * b13 * d1 * d3 - a13
-        e23 = d2 * d2 + d3 * d3 - 2 * b23 * d2 * d3 - a23
-        if k == 2:
-            break
+def _largest(xp: Any, rows: Array, size: Array) -> Array:
+    """Of the rows (3, 3, ...) the one (3, ...) of greatest `size` (3, ...)."""
+    first = xp.where(size[1] > size[0], rows[1], rows[0])
+    return xp.where(size[2] > xp.maximum(size[0], size[1]), rows[2], first)
+
+
+def _polish(xp: Any, depths: Array, a: Array, b: Array, steps: int) -> Array:
+    """Depths (3, 4, ...) after Newton steps on the three side lengths; NaN where these are not met."""
+    b12, b13, b23 = b
+    d1, d2, d3 = depths
+    for k in range(steps + 1):
         # half the Jacobian: [[p, q, 0], [r, 0, s], [0, u, v]]
         p, q = d1 - b12 * d2, d2 - b12 * d1
         r, s = d1 - b13 * d3, d3 - b13 * d1
         u, v = d2 - b23 * d3, d3 - b23 * d2
-        det = -2 * (p * s * u + q * r * v)
-        step1 = (-e12 * s * u - q * (e13 * v - s * e23)) / det
-        step2 = (p * (e13 * v - e23 * s) - e12 * r * v) / det
-        step3 = (e12 * r * u - p * e13 * u - q * r * e23) / det
-        good = xp.isfinite(step1 + step2 + step3)
-        d1, d2, d3 = (xp.where(good, d - st, d) for d, st in ((d1, step1), (d2, step2), (d3, step3)))
-    met = (xp.abs(e12) + xp.abs(e13) + xp.abs(e23) < 1e-6) & (d1 > 0) & (d2 > 0) & (d3 > 0)
-    return xp.where(met[..., None], xp.stack([d1, d2, d3], -1), xp.nan)
+        error = _rows(p * d1 + q * d2, r * d1 + s * d3, u * d2 + v * d3) - a
+        if k == steps:
+            break
+        e12, e13, e23 = error
+        su, rv = s * u, r * v
+        mixed = e13 * v - e23 * s
+        det = -2 * (p * su + q * rv)
+        change = (
+            _rows(-e12 * su - q * mixed, p * mixed - e12 * rv, u * (e12 * r - p * e13) - q * r * e23) / det
+        )
+        change = xp.where(xp.isfinite(change.sum(0)), change, 0.0)
+        d1, d2, d3 = depths = depths - change
+    met = (xp.abs(error).sum(0) < 1e-6) & (depths > 0).all(0)
+    return xp.where(met, depths, xp.nan)

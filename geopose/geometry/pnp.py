@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from geopose.geometry._arrays import Array, to_tensor
+from geopose.geometry._arrays import Array, is_array, to_tensor
 from geopose.geometry._correspondences import check, flatten, seed_of
+from geopose.geometry._labels import check_swaps, exchange, exchanged
 from geopose.geometry._pipeline import Found, solve
 from geopose.geometry._pnp_options import PnPOptions
+from geopose.geometry._pnp_result import Alternative, PnPResult
+from geopose.geometry._single import solve_one
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.refine import fast_pose, implicit_pose
 
 __all__ = ["Alternative", "PnPOptions", "PnPResult", "solve_pnp"]
 
-
-@dataclass(frozen=True)
-class Alternative:
-    """Another local optimum: pose, covariance (..., 6, 6), posterior probability `weight` (...), rms_px.
-
-    In a batch, items without one hold NaN and weight 0.
-    """
-
-    pose: Pose
-    covariance: Array
-    weight: Array
-    rms_px: Array
-
-
-@dataclass(frozen=True)
-class PnPResult:
-    """What `solve_pnp` found.
-
-    pose: `cam_from_obj`, batch (...), NaN where there is none. covariance: (..., 6, 6) in the order (rho,
-    phi), metres and radians, left (camera-frame) tangent. inliers: (..., N) bool. status, reason: strings,
-    for a batch arrays of strings (...). rms_px: (...) root mean square pixel distance of the inliers.
-    alternatives: other local optima, likeliest first; their weights and that of `pose` sum to one.
-    """
-
-    pose: Pose
-    covariance: Array
-    inliers: Array
-    status: Any
-    reason: Any
-    rms_px: Array
-    alternatives: tuple[Alternative, ...]
+_FLOAT64 = np.dtype(np.float64)
 
 
 def solve_pnp(
@@ -59,6 +32,7 @@ def solve_pnp(
     cov_px: Array | None = None,
     options: PnPOptions = PnPOptions(),  # noqa: B008 (frozen)
     generator: np.random.Generator | torch.Generator | None = None,
+    swaps: Array | None = None,
 ) -> PnPResult:
     """The pose `cam_from_obj` of greatest likelihood among outliers and rival poses, or the reason for none.
 
@@ -69,6 +43,9 @@ def solve_pnp(
         camera: its leading dimensions broadcast against those of the points.
         cov_px: (..., N, 2, 2) covariance of each point, pixels^2. None: `options.noise_px` on both axes, one
             pixel unless said otherwise: every test and the covariance of the pose rely on it.
+        swaps: (P, 2) indices of points that may have been taken for each other, as a left and a right one. Where
+            points are left over, the search also tries their pixels exchanged, a point in one pair at most.
+            `geopose.cad.mirror_pairs` names the pairs of a mesh.
         options: see `PnPOptions`.
         generator: source of the random samples; None always draws the same ones.
     Returns:
@@ -88,20 +65,40 @@ def solve_pnp(
     """
     arrays = check(points_obj, points_px, camera, cov_px)
     tensors = [a for a in (*arrays, *camera._array_leaves()) if isinstance(a, torch.Tensor)]
-    dtype = next(
-        (a.dtype for a in (points_px, points_obj) if "float" in str(getattr(a, "dtype", ""))), np.float64
-    )
+    dtype = next((a.dtype for a in (points_px, points_obj) if _is_floating(a)), _FLOAT64)
     lead, data = flatten(*arrays, camera)
-    obj, px, cov, lens = data
-    result = _unflatten(solve(obj, px, cov, lens, options, seed_of(generator)), lead)
+    result = _solve(lead, data, swaps, options, seed_of(generator))
     if not tensors:
-        return result if dtype == np.float64 else _convert(result, lambda a: _as_dtype(a, dtype))
+        return result if dtype == _FLOAT64 else _convert(result, lambda a: _as_dtype(a, dtype))
     device = tensors[0].device
     result = _convert(result, lambda a: _as_tensor(a, torch.float64, device))
     if torch.is_grad_enabled() and any(a.requires_grad for a in tensors):
-        result = _attach(result, arrays, camera, options, device)
+        result = _attach(result, arrays, swaps, camera, options, device)
     kind = dtype if isinstance(dtype, torch.dtype) else torch.float64
     return result if kind == torch.float64 else _convert(result, lambda a: _as_tensor(a, kind, device))
+
+
+def _solve(
+    lead: tuple[int, ...], data: tuple[Any, ...], swaps: Array | None, options: PnPOptions, seed: int
+) -> PnPResult:
+    """The result in numpy or on the accelerator, float64."""
+    obj, px, cov, lens = data
+    found: PnPResult | Found | None = None
+    if not lead and isinstance(px, np.ndarray):
+        found = solve_one(obj[0], px[0], None if cov is None else cov[0], lens, options, seed)
+    if swaps is None:
+        if isinstance(found, PnPResult):
+            return found
+        return _unflatten(solve(obj, px, cov, lens, options, seed) if found is None else found, lead)
+    pairs = check_swaps(swaps, px.shape[1])
+    if isinstance(found, PnPResult) and found.inliers.all():
+        return replace(found, swapped=np.zeros(len(pairs), bool))
+    found, swapped = exchange(solve(obj, px, cov, lens, options, seed), data, options, seed, pairs)
+    return replace(_unflatten(found, lead), swapped=swapped.reshape((*lead, len(pairs))))
+
+
+def _is_floating(a: Any) -> bool:
+    return a.is_floating_point() if isinstance(a, torch.Tensor) else is_array(a) and a.dtype.kind == "f"
 
 
 def _as_dtype(a: Any, dtype: Any) -> Any:
@@ -147,6 +144,7 @@ def _convert(result: PnPResult, change: Any) -> PnPResult:
         result.reason,
         change(result.rms_px),
         rivals,
+        None if result.swapped is None else change(result.swapped),
     )
 
 
@@ -156,25 +154,27 @@ def _as_tensor(a: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor
 
 
 def _attach(
-    result: PnPResult, arrays: tuple[Any, Any, Any], camera: Camera, options: PnPOptions, device: torch.device
+    result: PnPResult,
+    arrays: tuple[Any, Any, Any],
+    swaps: Array | None,
+    camera: Camera,
+    options: PnPOptions,
+    device: torch.device,
 ) -> PnPResult:
     """The float64 torch result with the poses put into the graph of the inputs."""
-    obj, px, cov = (None if a is None else to_tensor(a).to(device, torch.float64) for a in arrays)
-    if cov is None and px is not None:
+    obj, px = (to_tensor(a).to(device, torch.float64) for a in arrays[:2])
+    cov = None if arrays[2] is None else to_tensor(arrays[2]).to(device, torch.float64)
+    if cov is None:
         cov = options.noise_px**2 * torch.eye(2, dtype=torch.float64, device=device).expand(
             *px.shape[:-1], 2, 2
         )
+    if swaps is not None and result.swapped is not None and result.swapped.any():
+        lead = result.swapped.shape[:-1]
+        px, cov = px.expand(*lead, *px.shape[-2:]), cov.expand(*lead, *cov.shape[-3:])
+        px, cov = exchanged((px, cov), result.swapped.cpu().numpy(), check_swaps(swaps, px.shape[-2]))
 
     def pose(p: Pose) -> Pose:
         return implicit_pose(p, obj, px, cov, camera, result.inliers, options.kernel, options.kernel_sigma)
 
-    rivals = tuple(Alternative(pose(a.pose), a.covariance, a.weight, a.rms_px) for a in result.alternatives)
-    return PnPResult(
-        pose(result.pose),
-        result.covariance,
-        result.inliers,
-        result.status,
-        result.reason,
-        result.rms_px,
-        rivals,
-    )
+    rivals = tuple(replace(a, pose=pose(a.pose)) for a in result.alternatives)
+    return replace(result, pose=pose(result.pose), alternatives=rivals)

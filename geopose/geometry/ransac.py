@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from typing import Any
@@ -10,25 +11,36 @@ import numpy as np
 import torch
 
 from geopose.geometry._arrays import Array
-from geopose.geometry.p3p import p3p
+from geopose.geometry.p3p import poses_of, triangle_depths
 from geopose.geometry.pose import Pose
 from geopose.geometry.refine import Reprojection, fast_pose, levenberg_marquardt, namespace
 
 _BLOCK = 128  # samples of the first look; more are drawn only where it did not settle the matter
+MISSED = 1e-6  # chance of having drawn no three inliers that ends the search
 _CHUNK = 2_000_000  # residuals computed at once: bounds the memory
 
 
-def sample_triplets(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
+@functools.lru_cache(maxsize=64)
+def sample_triplets(count: int, most: int, seed: int) -> np.ndarray:
     """(H, 3) int, H <= `most`, triplets of range(count): all of them in random order, or a random choice."""
     if count < 3:
         return np.zeros((0, 3), int)
-    if math.comb(count, 3) <= 4 * most:
-        every = np.array(list(itertools.combinations(range(count), 3)))
-        return every[rng.permutation(len(every))[:most]]
-    keys = rng.random((most, count))
-    return np.argpartition(keys, 3, axis=1)[:, :3]
+    rng = np.random.default_rng(seed)
+    if math.comb(count, 3) <= most:
+        return rng.permutation(_every_triplet(count))
+    i, j, k = (rng.random((3, most)) * [[count], [count - 1], [count - 2]]).astype(int)
+    j += j >= i  # the j-th of those that are left
+    k += k >= np.minimum(i, j)
+    k += k >= np.maximum(i, j)
+    return np.stack([i, j, k], -1)
 
 
+@functools.lru_cache(maxsize=64)
+def _every_triplet(count: int) -> np.ndarray:
+    return np.array(list(itertools.combinations(range(count), 3)))
+
+
+@np.errstate(all="ignore")  # poses that do not exist are NaN
 def hypothesise(problem: Reprojection, gate: float, most: int, keep: int, seed: int) -> tuple[Pose, Array]:
     """The `keep` best of all three-point poses, batch (keep, B), and their truncated costs (keep, B).
 
@@ -45,14 +57,12 @@ def hypothesise(problem: Reprojection, gate: float, most: int, keep: int, seed: 
     xp = namespace(problem.points)
     weight = problem.whiten[..., 0, :]
     valid = _to_numpy(weight) > 0  # (B, N)
-    tables = {
-        n: sample_triplets(n, most, np.random.default_rng(seed)) for n in np.unique(valid.sum(-1)).tolist()
-    }
+    tables = {n: sample_triplets(n, most, seed) for n in np.unique(valid.sum(-1)).tolist()}
     order = np.argsort(~valid, axis=-1, kind="stable")
     active = np.arange(len(valid))
     best_pose: Pose | None = None
     best_cost: Any = None
-    for block in _blocks(most):
+    for block in blocks(most):
         size = max((len(tables[n][block]) for n in valid[active].sum(-1).tolist()), default=0)
         if size == 0:
             break
@@ -76,8 +86,7 @@ def hypothesise(problem: Reprojection, gate: float, most: int, keep: int, seed: 
             best_pose.R[:, active], best_pose.t[:, active], best_cost[:, active] = pose.R, pose.t, cost
         d2 = squared_residuals(problem, fast_pose(best_pose.R[0], best_pose.t[0]))
         share = _to_numpy(((d2 < gate * gate) & (weight > 0)).sum(-1)) / np.maximum(valid.sum(-1), 1)
-        missed = (1 - share**3) ** block.stop
-        active = np.flatnonzero(missed > 1e-6)
+        active = np.flatnonzero(chance_missed(share, block.stop) > MISSED)
         if len(active) == 0:
             break
     if best_pose is None:
@@ -85,7 +94,12 @@ def hypothesise(problem: Reprojection, gate: float, most: int, keep: int, seed: 
     return best_pose, best_cost
 
 
-def _blocks(most: int) -> list[slice]:
+def chance_missed(share: Any, samples: int) -> Any:
+    """The chance that no sample held three inliers, if these are the given share of the points."""
+    return (1 - share**3) ** samples
+
+
+def blocks(most: int) -> list[slice]:
     """Ranges that double the number of samples drawn so far, up to `most`."""
     ends = [_BLOCK]
     while ends[-1] < most:
@@ -97,15 +111,17 @@ def _score_samples(problem: Reprojection, index: Array, gate: float, keep: int) 
     """The best `keep` poses (keep, B) and costs of the samples `index` (B, H, 3)."""
     xp = namespace(problem.points)
     batch, count = index.shape[:2]
-    rows = _like(np.arange(batch), problem.points)[:, None, None]
-    points = problem.points.mT[rows, index]  # (B, H, 3, 3)
-    xy = problem.xy.mT[rows, index]
-    rays = xp.concatenate([xy, xp.ones_like(xy[..., :1])], -1)
-    R, t = p3p(points, rays)  # (B, H, 4, 3, 3)
-    R, t = R.reshape((batch, count * 4, 3, 3)), t.reshape((batch, count * 4, 3))
-    none = xp.isnan(t[..., 0])  # about half: leave out what no item has
+    rows = _like(np.arange(batch), problem.points)[:, None]
+    rays = xp.concatenate([problem.xy, xp.ones_like(problem.xy[:, :1])], 1)
+    rays = rays / xp.sqrt((rays * rays).sum(1))[:, None]
+    points, rays = (xp.moveaxis(a, 1, 0) for a in (problem.points, rays))  # (3, B, N)
+    points, rays = (xp.stack([a[:, rows, index[..., k]] for k in range(3)]) for a in (points, rays))
+    depths = xp.moveaxis(triangle_depths(points, rays, polish=1), 1, 2).reshape((3, batch, 4 * count))
+    none = xp.isnan(depths[0])  # about half: leave out what no item has
     order = _stable(none * 1)[:, : max(int((~none).sum(-1).max()), min(keep, count * 4))]
-    pose = fast_pose(R[rows[..., 0], order], t[rows[..., 0], order])
+    sample = order % count
+    R, t = poses_of(points[:, :, rows, sample], rays[:, :, rows, sample], depths[:, rows, order])
+    pose = fast_pose(xp.moveaxis(R, (0, 1), (2, 3)), xp.moveaxis(t, 0, 2))
     wide = Reprojection(problem.points[:, None], problem.xy[:, None], problem.whiten[:, None])
     cost = truncated_cost(wide, pose, gate)
     pose = fast_pose(xp.moveaxis(pose.R, 1, 0), xp.moveaxis(pose.t, 1, 0))

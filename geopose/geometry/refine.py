@@ -29,6 +29,7 @@ _GENERATORS = np.array(
 )
 _CURVATURE = 0.95  # most of a residual's curvature that a kernel may take away
 _DIFFERENCE = 1e-5  # radians, and share of the distance
+_RATIO, _MARGIN = 0.01, 0.01  # squared: steps that shrink by ten, and a tenth of the tolerance
 _START, _DOWN, _UP, _LOW, _HIGH = 1e-4, 0.1, 10.0, 1e-9, 1e6
 
 
@@ -194,7 +195,7 @@ def levenberg_marquardt(
     scale: float = 1.0,
     max_iterations: int = 30,
     tolerance: float = 1e-7,
-    stop_fn: Callable[[Array, Array], Array] | None = None,
+    stop_fn: Callable[[int, Array, Array, Array], Array] | None = None,
 ) -> LMResult:
     """The pose of least sum(rho(|r|^2)) near `pose`.
 
@@ -207,8 +208,10 @@ def levenberg_marquardt(
         pose: starts, batch (...); numpy or torch float64.
         kernel, scale: see `robust`; `scale` in standard deviations.
         max_iterations: most trial steps.
-        tolerance: an item stops when its next step is shorter than this, in standard deviations of the pose.
-        stop_fn: (cost, converged) -> (...) bool, items to give up; asked once any item has converged.
+        tolerance: an item stops when what is left to go is shorter than this, in standard deviations of the
+            pose (`stops`).
+        stop_fn: (steps taken, cost, squared length of the step in standard deviations, cost that the linear
+            model expected after it) -> (...) bool, items to give up; asked after every step.
     Notes:
         Marquardt 1963 with the scaling of the diagonal. Every item has its own damping, accepts only steps
         that lower its own cost, and stops by itself; a NaN item leaves its neighbours bit-identical.
@@ -220,7 +223,7 @@ def levenberg_marquardt(
     if bool(done.any()):  # lost from the start: harmless numbers, never looked at again
         A, g = xp.where(done[..., None, None], 1.0, A), xp.where(done[..., None], 0.0, g)
     converged = xp.zeros_like(done)
-    damping, count = xp.full_like(cost, _START), 0
+    damping, count, before = xp.full_like(cost, _START), 0, xp.full_like(cost, xp.nan)
     while count < max_iterations and not bool(done.all()):
         count += 1
         lhs = A * 1.0
@@ -235,7 +238,7 @@ def levenberg_marquardt(
         else:
             cost_new = robust(_squares(residual_fn(trial)), kernel, scale)[0].sum(-1)
         # so near the optimum that rounding hides the decrease, a step is taken on trust
-        small = length <= tolerance * tolerance
+        small, expected = stops(length, before, tolerance), cost - length
         near = small | (length < 1e-10 * cost)
         take = ((cost_new < cost) | (near & (cost_new <= cost * (1 + 1e-9) + 1e-24))) & ~done
         converged = converged | (small & ~done)
@@ -247,8 +250,9 @@ def levenberg_marquardt(
             pose = fast_pose(R, xp.where(take[..., None], trial.t, pose.t))
             cost = xp.where(take, cost_new, cost)
         done = done | small | (~take & (damping >= _HIGH))
-        if stop_fn is not None and bool(converged.any()):
-            done = done | stop_fn(cost, converged)
+        before = length if all_taken else xp.where(take, length, xp.nan)
+        if stop_fn is not None:
+            done = done | stop_fn(count, cost, length, expected)
         damping = xp.clip(damping * xp.where(take, _DOWN, _UP), _LOW, _HIGH)
         if residual_fn is not None:
             _, A_new, g_new = _normal_equations(xp, *jacobian_fn(pose), kernel, scale)
@@ -258,6 +262,22 @@ def levenberg_marquardt(
             A = xp.where(take[..., None, None], A_new, A)
             g = xp.where(take[..., None], g_new, g)
     return LMResult(pose, cost, A, converged, count)
+
+
+def stops(length: Any, before: Any, tolerance: float) -> Any:
+    """Whether a step of squared length `length`, after one of `before`, leaves less to go than `tolerance`.
+
+    Standard deviations of the pose. Gauss-Newton steps shrink by a constant ratio in the end, so the next step
+    is about sqrt(length / before) times this one; NaN for `before` where that is not known.
+    """
+    limit = tolerance * tolerance
+    return (length <= limit) | ((length <= _RATIO * before) & (length * length <= _MARGIN * limit * before))
+
+
+def bend_of(squared: Array, slope: Array, second: Array) -> Array:
+    """(..., M) the curvature that a kernel adds along the residual, limited so that the Hessian stays positive."""
+    xp = namespace(squared)
+    return xp.maximum(2 * second, -_CURVATURE * slope / xp.where(squared > 0, squared, 1.0))
 
 
 def _squares(r: Array) -> Array:
@@ -280,8 +300,7 @@ def _normal_equations(xp: Any, r: Array, J: Array, kernel: str, scale: float) ->
     weighted = J * weight[..., None, None, :]
     A = weighted.reshape((*J.shape[:-3], 6, -1)) @ J.reshape((*J.shape[:-3], 6, -1)).mT
     if second is not None:
-        bend = xp.maximum(2 * second, -_CURVATURE * weight / xp.where(squared > 0, squared, 1.0))
-        A = A + (pulls * bend[..., None, :]) @ pulls.mT
+        A = A + (pulls * bend_of(squared, weight, second)[..., None, :]) @ pulls.mT
     return value.sum(-1), A, (pulls * weight[..., None, :]).sum(-1)
 
 
