@@ -93,8 +93,18 @@ COMMANDS = {
         "the pose of a trained object in a photograph", cli_pictures.estimate_arguments, cli_pictures.estimate
     ),
     "track": Command("a trained object through a video", cli_pictures.track_arguments, cli_pictures.track),
+    "diagnose": Command(
+        "why a photograph gives no good pose, as a page",
+        cli_pictures.diagnose_arguments,
+        cli_pictures.diagnose,
+    ),
     "evaluate": Command(
         "figures over a data set with known poses", cli_figures.evaluate_arguments, cli_figures.evaluate
+    ),
+    "benchmark": Command(
+        "figures of this machine: pnp, regression or speed",
+        cli_figures.benchmark_arguments,
+        cli_figures.benchmark,
     ),
     "render": Command(
         "a data set of random pictures of a mesh", cli_models.render_arguments, cli_models.render

@@ -1,11 +1,17 @@
-"""Commands that print figures: evaluate."""
+"""Commands that print figures: evaluate, benchmark."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from geopose.cli_options import SUCCESS, Arguments, add_json, report
+from geopose.cli_options import SUCCESS, Arguments, add_json, add_options, options_from, report
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,4 +50,44 @@ def evaluate(arguments: Arguments) -> int:
     )
     if rank_world()[0] == 0:
         report(arguments, str(evaluation), evaluation.to_json())
+    return SUCCESS
+
+
+BENCHMARKS = {  # name: help, what --out is
+    "pnp": ("solvers of PnP against one another", "JSON file"),
+    "regression": ("networks that regress the pose, against keypoints and PnP", "folder"),
+    "speed": ("time of each stage of an estimate, and of the import, on this machine", "JSON file"),
+}
+
+
+class _Late(argparse.ArgumentParser):
+    """A parser that gets its arguments when it is asked to parse, so that only one benchmark is imported."""
+
+    fill: Callable[[], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.fill is not None:
+            self.fill()
+            self.fill = None
+        return super().parse_known_args(args, namespace)
+
+
+def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT", parser_class=_Late)
+    for name, (text, out) in BENCHMARKS.items():
+        sub = kinds.add_parser(name, help=text, description=text)
+        sub.add_argument("--out", type=Path, metavar="PATH", help=f"{out} to write the figures to")
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        add_json(sub)
+        sub.fill = partial(_add_benchmark, sub, name)
+
+
+def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
+    add_options(parser, importlib.import_module(f"geopose.bench.{name}").Options)
+
+
+def benchmark(arguments: Arguments) -> int:
+    module = importlib.import_module(f"geopose.bench.{arguments.kind}")
+    result = module.run(options_from(arguments, module.Options), arguments.out)
+    report(arguments, result.get("table") or json.dumps(result, indent=1, default=str), result)
     return SUCCESS

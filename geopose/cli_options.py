@@ -33,6 +33,8 @@ def add_options(parser: argparse.ArgumentParser, options: type, names: Iterable[
         extra: dict[str, Any] = {"type": kind}
         if kind is bool:
             extra = {"action": argparse.BooleanOptionalAction}
+        elif typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is Ellipsis:
+            extra = {"type": typing.get_args(kind)[0], "nargs": "*"}
         elif typing.get_origin(kind) is tuple:
             inner = typing.get_args(kind)
             extra = {"type": inner[0], "nargs": len(inner), "metavar": ("LOW", "HIGH")}
@@ -55,16 +57,18 @@ def _plain_type(hint: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value}"
+    if not isinstance(value, tuple):
+        return f"{value}"
+    return " ".join(f"{v:g}" if isinstance(v, float) else f"{v}" for v in value) or "none"
 
 
 def _field_help(options: type) -> dict[str, str]:
-    """What the docstring of a dataclass says of each field: `name: text`, ended by a line break or a semicolon."""
+    """What the docstring of a dataclass says of each field: `name: text` or `name, name: text`."""
     text = " ".join((options.__doc__ or "").split())
-    names = "|".join(field.name for field in dataclasses.fields(options))
-    found = re.split(rf"\b({names}): ", text)
+    name = "|".join(field.name for field in dataclasses.fields(options))
+    found = re.split(rf"\b((?:(?:{name}), )*(?:{name})): ", text)
     pairs = zip(found[1::2], found[2::2], strict=True)
-    return {name: re.sub(rf"[;.,]?\s*(({names}),\s*)*$", "", said) for name, said in pairs}
+    return {each: re.sub(r"[;.,]?\s*$", "", said) for names, said in pairs for each in names.split(", ")}
 
 
 def options_from(arguments: argparse.Namespace, options: type, **more: Any) -> Any:
@@ -124,3 +128,11 @@ def camera_from(arguments: Arguments, size_wh: Callable[[], tuple[int, int]]) ->
     if arguments.camera:
         return Camera.load(arguments.camera)
     return None if arguments.fov is None else Camera.from_fov(math.radians(arguments.fov), size_wh())
+
+
+def add_box(parser: argparse.ArgumentParser) -> None:
+    """--box."""
+    box = ("X0", "Y0", "X1", "Y1")
+    parser.add_argument(
+        "--box", type=float, nargs=4, metavar=box, help="pixels around the object: do not search it"
+    )

@@ -1,4 +1,4 @@
-"""Commands that look at pictures: demo, estimate, track."""
+"""Commands that look at pictures: demo, estimate, track, diagnose."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from geopose.cli_options import (
     SUCCESS,
     UNITS,
     Arguments,
+    add_box,
     add_camera,
     add_json,
     add_options,
@@ -55,10 +56,7 @@ def estimate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unit", choices=UNITS, help="of the mesh, where the file does not say")
     parser.add_argument("--model", metavar="FILE", help="checkpoint; with it, --cad is not needed")
     add_camera(parser)
-    box = ("X0", "Y0", "X1", "Y1")
-    parser.add_argument(
-        "--box", type=float, nargs=4, metavar=box, help="pixels around the object: do not search it"
-    )
+    add_box(parser)
     parser.add_argument("--overlay", metavar="FILE", help="write the picture with the pose drawn on it")
     parser.add_argument("--device", help='"cpu", "cuda", ... (default: a GPU when there is one)')
     add_json(parser)
@@ -140,3 +138,39 @@ def track(arguments: Arguments) -> int:
     if tracked.interrupted:
         return INTERRUPTED
     return SUCCESS if tracked.ok else NO_POSE
+
+
+def diagnose_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photo", help="picture file")
+    parser.add_argument("--model", required=True, metavar="FILE", help="checkpoint")
+    parser.add_argument(
+        "--out", default="diagnosis.html", metavar="FILE", help="the page (default: %(default)s)"
+    )
+    add_camera(parser)
+    add_box(parser)
+    parser.add_argument(
+        "--distance",
+        type=float,
+        metavar="M",
+        help="metres to the object, as far as known: shows a wrong unit",
+    )
+    parser.add_argument("--device", help='"cpu", "cuda", ... (default: a GPU when there is one)')
+    add_json(parser)
+
+
+def diagnose(arguments: Arguments) -> int:
+    from geopose.diagnose import diagnose
+    from geopose.diagnose_page import write_page
+    from geopose.estimate import PoseEstimator
+    from geopose.image import load_image
+
+    camera = camera_from(arguments, lambda: load_image(arguments.photo)[0].shape[1::-1])
+    estimator = PoseEstimator.load(arguments.model, arguments.device)
+    found = diagnose(estimator, arguments.photo, camera, arguments.box, arguments.distance)
+    page = write_page(found, arguments.out, f"{estimator.model.name} in {arguments.photo}")
+    evidence = [dataclasses.asdict(check) | {"failed": check.failed} for check in found.checks]
+    value = {"verdict": found.verdict, "status": found.estimate.status, "evidence": evidence, "page": page}
+    lines = [f"status {found.estimate.status}, confidence {found.estimate.confidence:.2f}", found.verdict]
+    lines += [f"  {c.cause}: {c.found} (well: {c.limit})" for c in found.causes]
+    report(arguments, "\n".join([*lines, f"wrote {page}"]), value)
+    return SUCCESS

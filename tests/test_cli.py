@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+import types
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from helpers import data_path
 from PIL import Image
 
 import geopose
-from geopose import cli, demo
+from geopose import cli, cli_figures, demo
 from geopose.cad.keypoints import choose_keypoints
 from geopose.cad.model import load_cad
 from geopose.cli_options import add_options, options_from
@@ -155,6 +156,8 @@ class Options:
         width: of the thing, 100 % of it.
         name: what it is called; kept: whether it is.
         span_deg: low and high.
+        first, last: ends of it.
+        several: any number of them.
     """
 
     width: float = 1.5
@@ -162,6 +165,9 @@ class Options:
     kept: bool | None = None
     span_deg: tuple[float, float] = (-1.0, 1.0)
     count: int = 3
+    first: int = 0
+    last: int = 9
+    several: tuple[int, ...] = (1, 2)
 
 
 def parsed(*argv: str) -> Options:
@@ -188,6 +194,10 @@ def test_options_are_explained_by_the_docstring(capsys: Captured) -> None:
     assert "--width WIDTH of the thing, 100 % of it (default: 1.5)" in text
     assert "--name NAME what it is called" in text
     assert "--span LOW HIGH low and high (default: -1 1)" in text
+    assert "--first FIRST ends of it (default: 0) --last LAST ends of it (default: 9)" in text
+    assert "any number of them (default: 1 2)" in text
+    assert parsed("--several").several == ()
+    assert parsed("--several", "4", "5", "6").several == (4, 5, 6)
 
 
 @pytest.mark.parametrize("options", [TrainOptions, ViewSpace])
@@ -196,6 +206,45 @@ def test_every_real_option_is_explained(options: type) -> None:
 
     helps = _field_help(options)
     assert [f.name for f in fields(options) if not helps.get(f.name)] == []
+
+
+# benchmark
+
+
+@pytest.mark.parametrize("kind", cli_figures.BENCHMARKS)
+def test_benchmarks_take_their_options_and_write(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    calls: list[Any] = []
+
+    def run(options: Options, out: Path | None = None) -> dict[str, Any]:
+        calls.append((options, out))
+        return {"table": "a table", "value": 1.5}
+
+    module = types.SimpleNamespace(Options=Options, run=run)
+    monkeypatch.setitem(sys.modules, f"geopose.bench.{kind}", module)  # type: ignore[misc]
+    words = [
+        "benchmark",
+        kind,
+        "--count",
+        "4",
+        "--out",
+        str(tmp_path / "o.json"),
+        "--json",
+        str(tmp_path / "r.json"),
+    ]
+    assert cli.main(words) == 0
+    assert calls == [(Options(count=4), tmp_path / "o.json")]
+    assert capsys.readouterr().out == "a table\n"
+    assert json.loads((tmp_path / "r.json").read_text())["value"] == 1.5
+
+
+def test_a_benchmark_is_imported_only_when_it_is_asked_for() -> None:
+    code = "import sys\nfrom geopose.cli import main\ntry: main(['benchmark', '--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'numpy', 'cv2') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(name in done.stdout for name in cli_figures.BENCHMARKS)
 
 
 # info
@@ -241,6 +290,9 @@ def test_a_mesh_without_unit_gets_advice(stl: Path, capsys: Captured) -> None:
         (["render", "xwing", "--out", "set", "--elevation", "50", "-50"], "elevation_deg"),
         (["train", "xwing", "--minutes", "-1"], "minutes"),
         (["demo", "--frames", "0"], "frames"),
+        (["track", "missing.mp4", "--model", "missing.geopose"], "missing.geopose"),
+        (["diagnose", "a.png", "--model", "m", "--camera", "c.json", "--fov", "50"], "--camera and --fov"),
+        (["benchmark", "speed", "--rounds", "0"], "rounds"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(

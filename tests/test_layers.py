@@ -50,8 +50,12 @@ LAYER_OF = {
     "scores": 3,
     "summary": 3,
     "evaluate": 4,
+    "sharpness": 3,
+    "diagnose": 4,
+    "diagnose_page": 4,
     "visualize": 2,  # draws from mesh, camera and numbers alone, so that train and estimate can draw
     "demo": 4,
+    "bench": 4,
     "cli": 5,
     "cli_options": 5,
     "cli_models": 5,
