@@ -41,7 +41,9 @@ def main() -> None:
         counts = small if args.count else FULL_COUNTS
         root = write_iss_docking(args.out / "set", counts, progress=True)
 
-    path = train_docking(root, args.out / "iss.geopose", DockingOptions(minutes=args.minutes))
+    # The network is what takes the time of a CPU; a GPU waits for pictures.
+    options = DockingOptions(minutes=args.minutes, workers=None if args.data else 0)
+    path = train_docking(root, args.out / "iss.geopose", options)
     model = DockingModel.load(path)
 
     answers = predict(model, root, "test", progress=True)

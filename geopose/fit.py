@@ -1,8 +1,8 @@
 """Fitting one network to an endless stream of samples within a given time.
 
 AdamW with clipped gradients; the learning rate rises over the first 5 % of the time and falls on a cosine to
-nothing at its end; an exponential moving average of the weights is what is kept. Time, not epochs, drives the
-schedule, so that training ends when it was promised to, on any machine.
+nothing at its end (a learner may have another schedule); an exponential moving average of the weights is what is
+kept. Time, not epochs, drives the schedule, so that training ends when it was promised to, on any machine.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ class Learner:
     begun_s: float | None = None  # on the training's clock
     done: bool = False
     history: list[list[float]] = field(default_factory=list)  # rows: clock s, samples, loss
+    schedule: Callable[[float], float] = rate_at  # the rate over its peak, by the share of the time gone
 
     def __post_init__(self) -> None:
         self.average = Average(self.net)
@@ -231,12 +232,18 @@ def learn(
             raise.
         half: run the network under bfloat16 autocast.
     Raises:
-        RuntimeError: when a rendering worker dies, or the loss stays non-finite.
+        RuntimeError: when a rendering worker dies, the device fails, or the loss stays non-finite.
     """
     died = None
     try:
         _steps(learner, loader, loss_fn, clock, until_s, device, after_step, half)
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        if _is_lost_device(error):
+            raise RuntimeError(
+                f"the device {device} failed ({str(error).strip().splitlines()[0]}). Once it is back (a new process may "
+                "do, else a restart of the machine), the same command goes on from the last saved state; with the "
+                "device 'cpu' it does so without"
+            ) from error
         if not _is_death(error, loader):
             raise
         died = f"{type(error).__name__}: {error}"
@@ -270,7 +277,7 @@ def _steps(
         now = broadcast_number(clock.elapsed(), device)
         if now >= until_s and learner.step > 0:
             break
-        rate = learner.learning_rate * rate_at((now - begun_s) / max(until_s - begun_s, 1e-9))
+        rate = learner.learning_rate * learner.schedule((now - begun_s) / max(until_s - begun_s, 1e-9))
         for group in learner.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
         batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
@@ -305,6 +312,16 @@ def _floats(output: Any) -> Any:
     if isinstance(output, (list, tuple)):
         return [_floats(v) for v in output]
     return output
+
+
+def _is_lost_device(error: Exception) -> bool:
+    """Whether `error` is what torch says when a GPU is gone or broken, not merely out of memory."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    said = (
+        type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error) or "HIP error" in str(error)
+    )
+    return isinstance(error, RuntimeError) and said
 
 
 def _is_death(error: Exception, loader: DataLoader[Any]) -> bool:

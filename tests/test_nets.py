@@ -13,7 +13,10 @@ from geopose.nets import Hourglass, Locator, UNet, build_keypoint_net, build_loc
 from geopose.nets.backbone import CHANNELS, Encoder
 from geopose.nets.locator import decode
 
-KINDS = [{"kind": "unet", "num_keypoints": 3}, {"kind": "hourglass", "num_keypoints": 3, "features": 16}]
+KINDS = [
+    {"kind": "unet", "num_keypoints": 3}, {"kind": "unet", "num_keypoints": 3, "encoder": "b0"},
+    {"kind": "hourglass", "num_keypoints": 3, "features": 16},
+]  # fmt: skip
 
 
 def pictures(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -60,6 +63,23 @@ def test_encoder_maps_by_stride() -> None:
     assert {s: tuple(f.shape) for s, f in features.items()} == {
         s: (1, c, 64 // s, 96 // s) for s, c in CHANNELS.items()
     }
+
+
+def test_b0_is_what_was_published() -> None:
+    """5,288,548 parameters (Tan and Le: 5.3 M), of which the last layer and the classifier have these."""
+    torch.manual_seed(0)
+    encoder = Encoder(kind="b0").eval()
+    rest = 320 * 1280 + 2 * 1280 + 1281 * 1000
+    assert sum(p.numel() for p in encoder.parameters()) == 5_288_548 - rest
+    x = pictures(1, 3, 64, 96)
+    before = encoder(x)
+    assert {s: f.shape[1] for s, f in before.items()} == CHANNELS
+    for expected, found in zip(before.values(), fold_batchnorm(encoder)(x).values(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="pretrained: got True for 'b0'"):
+        Encoder(pretrained=True, kind="b0")
+    with pytest.raises(ValueError, match="kind: got 'b7'"):
+        Encoder(kind="b7")
 
 
 @pytest.mark.parametrize("options", KINDS)

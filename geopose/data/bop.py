@@ -183,7 +183,10 @@ def _find_scenes(top: Path, split: str | None) -> tuple[list[Path], str, Path]:
             if scenes_in(folder):
                 return scenes_in(folder), folder.name, top
     wanted = f"split {split!r}" if split else "split"
-    raise ValueError(f"{top}: no {wanted} with scenes (folders that hold scene_camera.json) in it")
+    there = ", ".join(sorted(p.name for p in top.iterdir() if p.is_dir())) or "none"
+    raise ValueError(
+        f"{top}: no {wanted} with scenes (folders that hold scene_camera.json) in it; its folders: {there}"
+    )
 
 
 def _base(split: Path) -> Path:
@@ -251,7 +254,9 @@ def _read_instance(path: Path, key: str, entry: Any, info: dict[str, Any]) -> Bo
     t = _numbers(path, key, entry, "cam_t_m2c", 3) * MM
     obj_id = int(_numbers(path, key, entry, "obj_id", 1)[0])
     if np.abs(R @ R.T - np.eye(3)).max() > ROTATION_TOLERANCE or np.linalg.det(R) < 0:
-        raise ValueError(f"{path}, key {key}: cam_R_m2c is no rotation: {np.round(R, 3).tolist()}")
+        raise ValueError(
+            f"{path}, key {key}: cam_R_m2c is no rotation (scaled, or mirrored?): {np.round(R, 3).tolist()}"
+        )
     fraction = float(info.get("visib_fract", float("nan")))
     return BopInstance(
         obj_id, Pose(project_to_so3(R), t), fraction, _box(info.get("bbox_obj")), _box(info.get("bbox_visib"))

@@ -55,7 +55,9 @@ class BopWriter:
         self._tables: dict[str, dict[str, Any]] = {name: {} for name in ("camera", "gt", "gt_info")}
         if (self.scene / "scene_camera.json").exists():
             if not append:
-                raise ValueError(f"{self.scene} holds a scene already; choose another folder or append to it")
+                raise ValueError(
+                    f"{self.scene} holds a scene already; choose another folder, or pass append=True"
+                )
             self._tables = {name: read_json(self._table(name)) for name in self._tables}
         self.count = 1 + max((int(k) for k in self._tables["camera"]), default=-1)
         self._points: dict[int, NDArray[np.float64]] = {}

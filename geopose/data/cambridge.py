@@ -20,6 +20,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from geopose._io import atomic_path
+from geopose.data.sample import shuffled
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import matrix_from_quat_wxyz
 from geopose.nets.backbone import Encoder
@@ -78,7 +79,9 @@ def read_cambridge(root: Path_, split: str = "train") -> Views:
     """
     path = Path(root) / f"dataset_{split}.txt"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list of pictures")
+        raise FileNotFoundError(
+            f"{path}: no such list of pictures; expected a folder in the layout of Cambridge Landmarks"
+        )
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if not lines or lines[0].strip() != TITLE:
         raise ValueError(f"{path}:1: expected {TITLE!r}, got {lines[0][:60] if lines else ''!r}")
@@ -263,8 +266,8 @@ class CambridgeDataset(Dataset[dict[str, Any]]):
         number, generator = index, np.random.default_rng(0)
         if self.seed is not None:
             turn, place = divmod(index, len(self.views))
-            shuffled = np.random.default_rng([self.seed, 0, turn]).permutation(len(self.views))
-            number, generator = int(shuffled[place]), np.random.default_rng([self.seed, 1, index])
+            number = int(shuffled(self.seed, turn, len(self.views))[place])
+            generator = np.random.default_rng([self.seed, 1, index])
         name = self.views.root / self.views.names[number]
         picture = read_picture(name, self.side) if self.pictures is None else self.pictures[number]
         try:

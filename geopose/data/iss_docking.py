@@ -9,7 +9,6 @@ its own. A submission has the columns and the form of `train.csv`. Nothing in th
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from geopose._io import atomic_path
+from geopose.data.sample import shuffled
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 
@@ -207,8 +207,8 @@ class DockingDataset(Dataset):
         if self.augment is None:
             return self._item(index, None)
         turn, place = divmod(index, len(self))
-        order = _permutation(self.augment, turn, len(self))
-        return self._item(int(order[place]), np.random.default_rng([self.augment, 1, index]))
+        row = int(shuffled(self.augment, turn, len(self))[place])
+        return self._item(row, np.random.default_rng([self.augment, 1, index]))
 
     def picture(self, row: int) -> Picture:
         """A picture (S, S, 3) uint8 RGB as it is in the file. Raises ValueError naming it where it cannot be read."""
@@ -249,11 +249,6 @@ def docking_answer(
     points = cam_from_obj.numpy().apply(np.asarray(target, float).reshape(1, 3))
     location = np.asarray(camera.project(points))[..., 0, :]
     return location, np.linalg.norm(points[..., 0, :], axis=-1) / unit_m
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, turn: int, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, 0, turn]).permutation(count)
 
 
 def _channels_first(picture: Picture) -> Picture:

@@ -7,6 +7,7 @@ side of a square of the same diagonal.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -120,3 +121,9 @@ def box_centre_size(box: Array) -> tuple[Array, float]:
 def square(centre: Array, side: float) -> Array:
     """(4,) box of a square."""
     return np.concatenate([centre - 0.5 * side, centre + 0.5 * side])
+
+
+@functools.lru_cache(maxsize=4)
+def shuffled(seed: int, turn: int, count: int) -> NDArray[np.int64]:
+    """(count,) the numbers 0 to count - 1 in random order, another order in each `turn` through them."""
+    return np.random.default_rng([seed, 0, turn]).permutation(count)

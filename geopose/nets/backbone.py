@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as an encoder: pretrained and folded, or normalised and trained from nothing."""
+"""EfficientNet-Lite0 as an encoder: pretrained and folded, or normalised and trained from nothing. B0 beside it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-# (repeats, kernel, stride, expansion, channels out): Tan and Le, "EfficientNet", ICML 2019, table 1, B0, in
-# the "lite" form: no squeeze-and-excitation, ReLU6 instead of swish, stem and head not scaled.
+# (repeats, kernel, stride, expansion, channels out): Tan and Le, "EfficientNet", ICML 2019, table 1, B0. Its
+# "lite" form has no squeeze-and-excitation, and ReLU6 instead of swish.
 _STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
            (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))  # fmt: skip
 CHANNELS = {4: 24, 8: 40, 16: 112, 32: 320}
@@ -66,7 +67,8 @@ class ConvNorm(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=_BN_EPS)
-        acts = {"relu": nn.ReLU(inplace=True), "relu6": nn.ReLU6(inplace=True), "none": nn.Identity()}
+        acts = {"relu": nn.ReLU(inplace=True), "relu6": nn.ReLU6(inplace=True), "none": nn.Identity(),
+                "swish": nn.SiLU(inplace=True)}  # fmt: skip
         self.act = acts[act]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,25 +105,42 @@ def fold_batchnorm(net: nn.Module) -> nn.Module:
     return net
 
 
+class _Excite(nn.Module):
+    """Squeeze and excitation: every channel is multiplied by what the channels' means say of it.
+
+    Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018.
+    """
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.expand = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The feature map, of the shape of `x`."""
+        return x * torch.sigmoid(self.expand(F.silu(self.reduce(x.mean((2, 3), keepdim=True)))))
+
+
 class _Block(nn.Module):
     """Inverted residual: 1x1 expand, depthwise, 1x1 project, and the input added where shapes allow."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int, lite: bool) -> None:
         super().__init__()
-        mid = c_in * expansion
-        self.expand = ConvNorm(c_in, mid, act="relu6") if expansion > 1 else nn.Identity()
-        self.depthwise = ConvNorm(mid, mid, kernel, stride, mid, act="relu6")
+        mid, act = c_in * expansion, "relu6" if lite else "swish"
+        self.expand = ConvNorm(c_in, mid, act=act) if expansion > 1 else nn.Identity()
+        self.depthwise = ConvNorm(mid, mid, kernel, stride, mid, act=act)
+        self.excite = nn.Identity() if lite else _Excite(mid, max(1, c_in // 4))
         self.project = ConvNorm(mid, c_out, act="none")
         self.residual = stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's feature map."""
-        y = self.project(self.depthwise(self.expand(x)))
+        y = self.project(self.excite(self.depthwise(self.expand(x))))
         return x + y if self.residual else y
 
 
 class Encoder(nn.Module):
-    """EfficientNet-Lite0 without its classifier.
+    """EfficientNet-Lite0, or B0, without its classifier.
 
     Args:
         pretrained: start from ImageNet weights, batch normalisation folded into the convolutions; needs the
@@ -132,6 +151,7 @@ class Encoder(nn.Module):
             steps.
         frozen_5x5: the 5x5 depthwise filters (stride 8 and up) are not trained. They hold 5 % of the weights, but
             their gradient is a quarter of a step's time; what is learned then sits in the layers between them.
+        kind: "lite0", or "b0", for which no weights are shipped: it trains from nothing, and slower on a CPU.
     Notes:
         Padding is symmetric where TensorFlow's was one-sided: it moves the picture by a constant, which the
         decoder absorbs, and saves a copy per strided layer.
@@ -144,8 +164,15 @@ class Encoder(nn.Module):
         depth: int = 16,
         frozen_stride: int = 0,
         frozen_5x5: bool = False,
+        kind: str = "lite0",
     ) -> None:
         super().__init__()
+        if kind not in ("lite0", "b0"):
+            raise ValueError(f"kind: got {kind!r}, expected 'lite0' or 'b0'")
+        if pretrained and kind == "b0":
+            raise ValueError(
+                "pretrained: got True for 'b0', expected False: there are weights for 'lite0' alone"
+            )
         if depth not in (11, 13, 16):
             raise ValueError(f"depth: got {depth!r}, expected 11, 13 or 16")
         if frozen_stride not in (0, 2, 4, 8):
@@ -153,11 +180,12 @@ class Encoder(nn.Module):
         self.taps = {
             stride: min(index, depth) for stride, index in _TAPS.items() if stride < 32 or depth > _TAPS[16]
         }
-        layers: list[nn.Module] = [ConvNorm(3, 32, 3, 2, act="relu6")]
+        lite = kind == "lite0"
+        layers: list[nn.Module] = [ConvNorm(3, 32, 3, 2, act="relu6" if lite else "swish")]
         c_in = 32
         for repeats, kernel, stride, expansion, c_out in _STAGES:
             for repeat in range(repeats):
-                layers.append(_Block(c_in, c_out, kernel, stride if repeat == 0 else 1, expansion))
+                layers.append(_Block(c_in, c_out, kernel, stride if repeat == 0 else 1, expansion, lite))
                 c_in = c_out
         self.layers = nn.ModuleList(layers[: depth + 1])
         self.channels = {s: 192 if s == 32 and depth < 16 else CHANNELS[s] for s in self.taps}

@@ -1,4 +1,4 @@
-"""U-Net: a Lite0 encoder, a light decoder to stride 4, heads for heatmaps, mask and object coordinates."""
+"""U-Net: a Lite0 (or B0) encoder, a light decoder to stride 4, heads for heatmaps, mask and object coordinates."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class UNet(nn.Module):
         widths: channels of the decoder at strides 16, 8 and 4.
         bfloat16: train the decoder in bfloat16 on processors that multiply it in hardware; evaluation stays
             float32.
+        encoder: "lite0" or "b0"; see `Encoder`.
     Notes:
         Ronneberger, Fischer, Brox, "U-Net", MICCAI 2015. The encoder's maps are joined to the decoder's, not added:
         added, they drown what comes from the coarse maps, and learning takes several times as long (measured by
@@ -41,7 +42,7 @@ class UNet(nn.Module):
     def __init__(
         self, num_keypoints: int, pretrained: bool = False, dense: bool = True, *,
         frozen_stride: int = 0, frozen_5x5: bool = False, widths: Sequence[int] = (128, 96, 64),
-        bfloat16: bool = True,
+        bfloat16: bool = True, encoder: str = "lite0",
     ) -> None:  # fmt: skip
         super().__init__()
         if num_keypoints < 1:
@@ -49,9 +50,10 @@ class UNet(nn.Module):
         self.options = {
             "kind": "unet", "num_keypoints": num_keypoints, "pretrained": False, "dense": dense,
             "frozen_stride": frozen_stride, "frozen_5x5": frozen_5x5, "widths": list(widths), "bfloat16": bfloat16,
+            "encoder": encoder,
         }  # fmt: skip
         self.num_keypoints, self.dense, self.mixed = num_keypoints, dense, bfloat16
-        self.encoder = Encoder(pretrained, frozen_stride=frozen_stride, frozen_5x5=frozen_5x5)
+        self.encoder = Encoder(pretrained, frozen_stride=frozen_stride, frozen_5x5=frozen_5x5, kind=encoder)
         channels = self.encoder.channels
         coarser = (channels[32], *widths)
         sizes = zip((16, 8, 4), coarser, widths, strict=False)
