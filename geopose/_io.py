@@ -14,7 +14,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, delete it on an error.
 
     The temporary name keeps the suffix, so that writers which look at it (PIL, OpenCV) still work.
-    Missing parent folders are made. Raises FileNotFoundError where the block wrote nothing.
+    Missing parent folders are made. Raises FileNotFoundError where the block wrote nothing; what the system says of a
+    full disk or a forbidden folder names `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -22,5 +23,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -240,9 +240,9 @@ def learn(
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         if _is_lost_device(error):
             raise RuntimeError(
-                f"the device {device} failed ({str(error).strip().splitlines()[0]}). Once it is back (a new process may "
-                "do, else a restart of the machine), the same command goes on from the last saved state; with the "
-                "device 'cpu' it does so without"
+                f"the device {device} failed ({str(error).strip().splitlines()[0]}). The same command goes on from the "
+                "last saved state, once the device is back (a new process may do, else a restart of the machine), or "
+                "on the device 'cpu'"
             ) from error
         if not _is_death(error, loader):
             raise

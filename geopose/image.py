@@ -4,6 +4,7 @@ of."""
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,21 @@ def _open(path: Path) -> tuple[Picture, Camera | None]:
     if not path.is_file():
         raise FileNotFoundError(f"img: no such file {str(path)!r}")
     try:
-        with Image.open(path) as image:
-            image.load()
-            return _from_pil(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # 90 to 180 megapixels are a picture, too
+            with Image.open(path) as image:
+                image.load()
+                return _from_pil(image)
     except UnidentifiedImageError:
-        raise ValueError(f"img: {str(path)!r} is not a picture of a known format") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"img: {str(path)!r} cannot be read: {error}") from None
+        raise ValueError(
+            f"img: {str(path)!r} is not a picture of a known format; save it as JPEG or PNG (a phone's HEIC, too)"
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"img: {str(path)!r} is too large, make it smaller first ({error})") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"img: {str(path)!r} cannot be read, is it cut short? ({error})") from None
 
 
 def _from_pil(image: Image.Image) -> tuple[Picture, Camera | None]:
@@ -96,7 +105,8 @@ def _from_array(array: NDArray[Any]) -> Picture:
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ValueError(f"img: expected shape (H, W, 3) RGB for a numpy array, got {array.shape}")
+        hint = "; channels come last: img.transpose(1, 2, 0)" if array.shape[:1] in ((3,), (4,)) else ""
+        raise ValueError(f"img: expected shape (H, W, 3) RGB for a numpy array, got {array.shape}{hint}")
     array = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
     return _checked(array)
 
@@ -110,7 +120,8 @@ def _from_tensor(array: NDArray[Any]) -> Picture:
         return _checked(array.transpose(1, 2, 0))
     if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 1:
         raise ValueError(
-            f"img: expected finite values in [0, 1] for a float tensor, got {array.min():.3g} to {array.max():.3g}"
+            f"img: expected finite values in [0, 1] for a float tensor, got {array.min():.3g} to {array.max():.3g}; "
+            "grey levels up to 255 are divided by 255 first"
         )
     return _checked((array.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8))
 

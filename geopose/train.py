@@ -8,6 +8,7 @@ renders of seeds that no training used.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -238,7 +239,7 @@ class _Run:
             self.progress.close()
         learner.finish()
         if self.rank == 0:
-            self._save()
+            self._try_to_save()
 
     def _after_step(self, learner: Learner, loss: float) -> None:
         if self.rank > 0:
@@ -252,7 +253,15 @@ class _Run:
         if self.progress is not None:
             self.progress.show(now, learner.samples, loss)
         if now - self.saved_s >= SAVE_EVERY_S:
+            self._try_to_save()
+
+    def _try_to_save(self) -> None:
+        """A disk that is full for a while ends no training: the last state stays, and the next save may succeed."""
+        try:
             self._save()
+        except OSError as error:
+            self.saved_s = self.clock.elapsed()
+            warnings.warn(f"the training goes on, but its state could not be saved: {error}", stacklevel=2)
 
     def _save(self) -> None:
         meta = {

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,7 +106,7 @@ def training_lock(out: Path) -> Iterator[Path]:
                     f"{out} is being trained by {who}; wait for it, or train into another file "
                     f"(if that training is surely gone, delete {path})"
                 ) from None
-            path.unlink(missing_ok=True)
+            _bury(path)
             continue
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(mine, file)
@@ -114,6 +115,19 @@ def training_lock(out: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def _bury(path: Path) -> None:
+    """Removes a dead lock, and gives back one that another process took over since it was looked at."""
+    grave = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        os.rename(path, grave)
+    except FileNotFoundError:
+        return
+    if _live_owner(grave) is not None and not path.exists():
+        os.rename(grave, path)
+    else:
+        grave.unlink(missing_ok=True)
 
 
 def _live_owner(path: Path) -> str | None:

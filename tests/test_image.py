@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -83,3 +86,47 @@ def test_missing_and_broken_files_are_named(picture: np.ndarray, tmp_path: Path)
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"cut\.jpg"):
         load_image(tmp_path / "cut.jpg")
+
+
+def test_files_of_other_kinds(picture: np.ndarray, tmp_path: Path) -> None:
+    """Transparency, print colours, palettes, 16 bits a channel, one bit a pixel."""
+    image = Image.fromarray(picture)
+    alpha = image.copy()
+    alpha.putalpha(7)
+    alpha.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png")[0], picture)
+    smooth = Image.fromarray(np.full((30, 40, 3), (200, 90, 40), np.uint8))
+    smooth.convert("CMYK").save(tmp_path / "print.jpg", quality=98)
+    found, _ = load_image(tmp_path / "print.jpg")
+    assert found.shape == picture.shape
+    assert np.abs(found.astype(int) - (200, 90, 40)).max() < 6, "not its negative"
+    few = image.quantize(16)
+    few.save(tmp_path / "palette.gif")
+    np.testing.assert_array_equal(load_image(tmp_path / "palette.gif")[0], np.asarray(few.convert("RGB")))
+    cv2.imwrite(str(tmp_path / "deep.png"), picture[..., ::-1].astype(np.uint16) * 257)
+    np.testing.assert_array_equal(load_image(tmp_path / "deep.png")[0], picture)
+    image.convert("1").save(tmp_path / "ink.png")
+    assert set(np.unique(load_image(tmp_path / "ink.png")[0])) == {0, 255}
+    Image.fromarray(picture[:1, :1]).save(tmp_path / "dot.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "dot.png")[0], picture[:1, :1])
+
+
+def test_a_picture_of_a_hundred_megapixels_is_read_without_a_word(tmp_path: Path) -> None:
+    Image.new("L", (12_000, 9000), 50).save(tmp_path / "large.jpg", quality=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image, _ = load_image(tmp_path / "large.jpg")
+    assert image.shape == (9000, 12_000, 3)
+    assert np.abs(image[::1000, ::1000].astype(int) - 50).max() < 5
+
+
+def test_a_bomb_is_refused(tmp_path: Path) -> None:
+    """A small file that says that it holds 10 gigapixels."""
+    path = tmp_path / "bomb.png"
+    Image.new("1", (1, 1)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = (100_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"bomb\.png.*too large"):
+        load_image(path)
