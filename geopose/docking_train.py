@@ -77,7 +77,9 @@ class DockingModel:
         """The model in a checkpoint that `train_docking` wrote. Raises as `checkpoint.load_model` does."""
         states, meta = checkpoint.load_model(path)
         if meta["roles"] != [ROLE]:
-            raise ValueError(f"{path}: holds the networks {meta['roles']}, expected {[ROLE]}")
+            raise ValueError(
+                f"{path}: holds the networks {meta['roles']}, expected one made by train_docking"
+            )
         try:
             net: nn.Module = build_docking(meta["networks"][ROLE], weights=False)
             net.load_state_dict(states[ROLE], strict=True)
@@ -142,9 +144,9 @@ def train_docking(root: str | Path, out: str | Path, options: DockingOptions | N
     model = DockingModel.load(out, str(device))  # with the weights as they are stored
     meta |= _judged(model, root, val, options.quiet)
     checkpoint.save_model(out, {ROLE: learner.net}, meta)
-    title = f"{clock.elapsed() / 60:.1f} minutes, {in_words(meta['figures'])}"
-    plot_history({ROLE: learner.history}, title, out.with_name(out.stem + "_training.png"))
-    say(f"{out}: {title}", options.quiet)
+    minutes, words = f"{clock.elapsed() / 60:.1f} minutes", in_words(meta["figures"])
+    plot_history({ROLE: learner.history}, f"{minutes}\n{words}", out.with_name(out.stem + "_training.png"))
+    say(f"{out}: {minutes}, {words}", options.quiet)
     return out
 
 

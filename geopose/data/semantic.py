@@ -148,13 +148,15 @@ def _arrays(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
+            if list(keys) != [""]:
+                raise ValueError(f"got one array, expected {', '.join(keys)}")
             return {"": loaded}
         with loaded as file:
             missing = [key for key in keys if key not in file.files]
             if missing:
                 raise ValueError(f"got the arrays {sorted(file.files)}, expected {', '.join(keys)}")
             return {key: file[key] for key in keys}
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # numpy lets any error of zipfile, zlib and its own parser through
         raise ValueError(f"{path}: {error}") from None
 
 
