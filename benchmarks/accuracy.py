@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from common import spread, write_json
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from geopose.bench.common import spread, write_json
 from geopose.cad.model import load_cad
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import torch
-from common import spread, write_json
 
+from geopose.bench.common import spread, write_json
 from geopose.cad.keypoints import choose_keypoints
 from geopose.cad.model import load_cad
 from geopose.cad.render import render

@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from common import write_json
 from torch.utils.data import default_collate
 
+from geopose.bench.common import write_json
 from geopose.cad.keypoints import choose_keypoints
 from geopose.cad.model import load_cad
 from geopose.cad.symmetry import find_symmetries
