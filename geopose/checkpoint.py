@@ -109,12 +109,14 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata of a checkpoint, without reading its weights. Raises as `load_model` does."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint file")
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint; `geopose train part.stl --out {path}` makes one"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_METADATA_KEY)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a geopose checkpoint, or cut short ({error})") from None
+        raise ValueError(f"{path}: not a geopose checkpoint, or cut short: copy it again ({error})") from None
     if text is None:
         raise ValueError(
             f"{path}: a safetensors file, but not a geopose checkpoint (no metadata key 'geopose')"

@@ -69,7 +69,9 @@ def pick_device(device: str | None = None) -> torch.device:
         raise ValueError(f"device: got {device!r}, expected e.g. 'cpu', 'cuda', 'cuda:1' ({error})") from None
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device: got {device!r}, but torch {torch.__version__} sees no GPU here")
+            raise ValueError(
+                f"device: got {device!r}, but torch {torch.__version__} sees no GPU here; use 'cpu'"
+            )
         if chosen.index is None:
             chosen = torch.device("cuda", local_rank % torch.cuda.device_count())
     return chosen

@@ -75,8 +75,10 @@ def evaluate_bop(
         f for f in dataset.target_frames(known.obj_id) if any(i.obj_id == known.obj_id for i in f.instances)
     ]
     if not frames:
+        others = sorted({key[2] for key in dataset.targets} - {known.obj_id})
         raise ValueError(
-            f"{dataset.root}, split {dataset.split}: no annotated targets of object {known.obj_id}"
+            f"{dataset.root}, split {dataset.split}: no annotated targets of object {known.obj_id}, but of {others}; "
+            "choose one of these, or another split"
         )
     target = ScoredObject(known.points, known.diameter, known.symmetries)
     frames = frames[:limit]

@@ -49,9 +49,8 @@ def _open(path: Path) -> tuple[Picture, Camera | None]:
         raise FileNotFoundError(f"img: no such file {str(path)!r}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # 90 to 180 megapixels are a picture, too
+            # 90 to 180 megapixels are a picture, too
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
                 return _from_pil(image)
@@ -61,7 +60,7 @@ def _open(path: Path) -> tuple[Picture, Camera | None]:
         ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"img: {str(path)!r} is too large, make it smaller first ({error})") from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ValueError(f"img: {str(path)!r} cannot be read, is it cut short? ({error})") from None
 
 

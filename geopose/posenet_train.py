@@ -104,7 +104,9 @@ class PoseNetModel:
         """The model in a checkpoint that `train_posenet` wrote. Raises as `checkpoint.load_model` does."""
         states, meta = checkpoint.load_model(path)
         if meta["roles"] != [ROLE]:
-            raise ValueError(f"{path}: holds the networks {meta['roles']}, expected {[ROLE]}")
+            raise ValueError(
+                f"{path}: holds the networks {meta['roles']}, expected one made by train_posenet"
+            )
         try:
             net: nn.Module = build_posenet(meta["networks"][ROLE])
             net.load_state_dict(states[ROLE], strict=True)

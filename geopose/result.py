@@ -17,6 +17,7 @@ from geopose.geometry.pose import Pose
 from geopose.image import load_image
 
 Array = NDArray[np.float64]
+FORMAT = "geopose/pose_estimate/1"  # of the JSON; described by pose_estimate.schema.json beside this file
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ class PoseEstimate:
         return draw_estimate(load_image(img)[0], self)
 
     def to_json(self, indent: int | None = 2) -> str:
-        """JSON text; transforms are named dst_from_src, matrices are row-major, units are in the names."""
+        """JSON text; transforms are named dst_from_src, matrices are row-major, units are in the names.
+
+        `pose_estimate.schema.json`, part of the package, describes it.
+        """
         pose = None
         if self.pose is not None:
             pose = {
@@ -60,6 +64,7 @@ class PoseEstimate:
             }
         camera = self.camera
         value = {
+            "format": FORMAT,
             "status": self.status,
             "reasons": self.reasons,
             "confidence": self.confidence,

@@ -155,13 +155,17 @@ def draw_box(image: Picture, box: NDArray[np.floating], color: Color = YELLOW) -
 
 
 def draw_text(image: Picture, lines: Sequence[str], color: Color = (255, 255, 255)) -> Picture:
-    """The picture with lines of (ASCII) text at its top left."""
-    out = image.copy()
+    """The picture with lines of (ASCII) text at its top left, edged in black."""
+    letters = np.zeros(image.shape[:2], np.uint8)
     scale = max(image.shape[0] / 900, 0.36)
     for number, text in enumerate(lines):
         origin = (int(16 * scale), int(38 * scale * (number + 1)))
-        for paint, thickness in (((0, 0, 0), 3), (color, 1)):
-            cv2.putText(out, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, paint, thickness, cv2.LINE_AA)
+        cv2.putText(letters, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, 255, 1, cv2.LINE_AA)
+    edge = cv2.dilate(letters, np.ones((3, 3), np.uint8))
+    out, where = image.copy(), edge > 0
+    bright = letters[where, None] / 255.0
+    dark = out[where] * (1 - edge[where, None] / 255.0)
+    out[where] = np.rint(dark * (1 - bright) + bright * np.array(color))
     return out
 
 
