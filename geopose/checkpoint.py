@@ -123,7 +123,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         )
     try:
         meta = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its geopose metadata is not JSON ({error})") from None
     version = meta.get("format_version") if isinstance(meta, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or not isinstance(meta.get("roles"), list):

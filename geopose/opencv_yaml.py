@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose._io import atomic_path
-from geopose.geometry._camera_files import node_values
+from geopose.geometry._camera_files import node_values, opencv_storage
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 
@@ -67,14 +67,11 @@ def read_opencv_pose(path: str | os.PathLike[str]) -> Pose:
         ValueError: naming the file, when it is broken or holds neither.
     """
     path = _checked(path)
-    text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
+        storage = opencv_storage(path)
         found = {name: _matrix(storage, name) for name in ("rvec", "tvec", "extrinsic_parameters")}
         storage.release()
-    except (cv2.error, SystemError):
-        raise ValueError(f"{path}: OpenCV cannot read it as YAML or XML") from None
-    except ValueError as error:
+    except (ValueError, cv2.error) as error:
         raise ValueError(f"{path}: {error}") from None
     rows = found["extrinsic_parameters"]
     if found["rvec"] is not None and found["tvec"] is not None:

@@ -295,6 +295,8 @@ def _checked(
     vertices: NDArray, faces: NDArray, label: str, found: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Vertices and faces without waste, and the indices of the vertices kept; findings go to `found`."""
+    if vertices.ndim != 2 or vertices.shape[1] != 3:
+        raise ValueError(f"{label}: expected three coordinates for each vertex, got {vertices.shape[1:]}")
     wrong = int((~np.isfinite(vertices[np.unique(faces)])).any(axis=1).sum())
     if wrong:
         raise ValueError(f"{label}: {wrong} vertices have coordinates that are not finite")

@@ -203,6 +203,8 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: broken JSON: {error}") from None
 
 
 def _numbers(path: Path, key: str, entry: Any, name: str, count: int) -> Array:
@@ -219,9 +221,13 @@ def _numbers(path: Path, key: str, entry: Any, name: str, count: int) -> Array:
     return values
 
 
+def _number(path: Path, key: str, entry: dict[str, Any], name: str, default: float) -> float:
+    return float(_numbers(path, key, entry, name, 1)[0]) if name in entry else default
+
+
 def _mapping(path: Path) -> dict[str, Any]:
     content = read_json(path)
-    if not isinstance(content, dict) or not all(k.isdigit() for k in content):
+    if not isinstance(content, dict) or not all(k.isdecimal() for k in content):
         raise ValueError(f"{path}: expected an object with image ids as keys")
     return content
 
@@ -240,11 +246,13 @@ def _read_scene(scene: Path) -> list[BopFrame]:
         info = infos.get(key, [{}] * len(instances) if isinstance(instances, list) else [])
         if not isinstance(instances, list) or not isinstance(info, list) or len(info) != len(instances):
             raise ValueError(f"{info_file}, key {key}: expected as many entries as {gt_file.name} has")
+        if not all(isinstance(entry, dict) for entry in info):
+            raise ValueError(f"{info_file}, key {key}: expected an object for each instance")
         found = tuple(
             _read_instance(gt_file, f"{key}[{i}]", instance, more)
             for i, (instance, more) in enumerate(zip(instances, info, strict=True))
         )
-        scale = float(cameras[key].get("depth_scale", 1.0))
+        scale = _number(camera_file, key, cameras[key], "depth_scale", 1.0)
         frames.append(BopFrame(int(scene.name), int(key), scene, K, scale, found))
     return frames
 
@@ -257,7 +265,7 @@ def _read_instance(path: Path, key: str, entry: Any, info: dict[str, Any]) -> Bo
         raise ValueError(
             f"{path}, key {key}: cam_R_m2c is no rotation (scaled, or mirrored?): {np.round(R, 3).tolist()}"
         )
-    fraction = float(info.get("visib_fract", float("nan")))
+    fraction = _number(path, key, info, "visib_fract", float("nan"))
     return BopInstance(
         obj_id, Pose(project_to_so3(R), t), fraction, _box(info.get("bbox_obj")), _box(info.get("bbox_visib"))
     )
@@ -265,9 +273,11 @@ def _read_instance(path: Path, key: str, entry: Any, info: dict[str, Any]) -> Bo
 
 def _box(value: Any) -> Array | None:
     """[x, y, w, h] as (x0, y0, x1, y1); None for a missing box or the -1 of an invisible one."""
-    if not isinstance(value, list) or len(value) != 4 or value[2] < 0 or value[3] < 0:
+    if not isinstance(value, list) or len(value) != 4 or not all(isinstance(v, (int, float)) for v in value):
         return None
     x, y, w, h = (float(v) for v in value)
+    if not (np.isfinite(value).all() and w >= 0 and h >= 0):
+        return None
     return np.array([x, y, x + w, y + h])
 
 
@@ -332,16 +342,18 @@ def _read_targets(
         entries = read_json(path)
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
             raise ValueError(f"{path}: expected a list of targets")
-        for i, entry in enumerate(entries):
-            for name in ("scene_id", "im_id"):
-                _numbers(path, f"[{i}]", entry, name, 1)
+        asked = [
+            (
+                *(int(_numbers(path, f"[{i}]", entry, name, 1)[0]) for name in ("scene_id", "im_id")),
+                *(int(_number(path, f"[{i}]", entry, name, 1.0)) for name in ("obj_id", "inst_count")),
+            )
+            for i, entry in enumerate(entries)
+        ]
+        said = f"targets of {path.name}"
         if all("obj_id" in e for e in entries):
-            return {
-                (int(e["scene_id"]), int(e["im_id"]), int(e["obj_id"])): int(e.get("inst_count", 1))
-                for e in entries
-            }, f"targets of {path.name}"
-        asked = {(int(e["scene_id"]), int(e["im_id"])) for e in entries}
-        return {k: n for k, n in truths.items() if k[:2] in asked}, f"targets of {path.name}"
+            return {(scene, image, obj): count for scene, image, obj, count in asked}, said
+        pictures = {row[:2] for row in asked}
+        return {k: n for k, n in truths.items() if k[:2] in pictures}, said
     return truths, None
 
 

@@ -63,21 +63,25 @@ def read_results(path: str | Path) -> list[BopResult]:
     Raises:
         ValueError: naming the file and the line that is broken.
     """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a table with commas ({error})") from None
     results = []
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if not row or (number == 1 and row[0].strip() == HEADER[0]):
-                continue
-            if len(row) != len(HEADER):
-                raise ValueError(f"{path}, line {number}: expected {len(HEADER)} columns, got {len(row)}")
-            try:
-                R, t = (np.array(column.split(), np.float64) for column in row[4:6])
-                scene, image, obj = (int(v) for v in row[:3])
-                score, time = float(row[3]), float(row[6])
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            if R.shape != (9,) or t.shape != (3,) or not (np.isfinite(R).all() and np.isfinite(t).all()):
-                raise ValueError(f"{path}, line {number}: expected 9 finite numbers in R and 3 in t")
-            pose = Pose(project_to_so3(R.reshape(3, 3)), t * MM)
-            results.append(BopResult(scene, image, obj, score, pose, time))
+    for number, row in enumerate(rows, 1):
+        if not row or (number == 1 and row[0].strip() == HEADER[0]):
+            continue
+        if len(row) != len(HEADER):
+            raise ValueError(f"{path}, line {number}: expected {len(HEADER)} columns, got {len(row)}")
+        try:
+            R, t = (np.array(column.split(), np.float64) for column in row[4:6])
+            scene, image, obj = (int(v) for v in row[:3])
+            score, time = float(row[3]), float(row[6])
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        if R.shape != (9,) or t.shape != (3,) or not (np.isfinite(R).all() and np.isfinite(t).all()):
+            raise ValueError(f"{path}, line {number}: expected 9 finite numbers in R and 3 in t")
+        pose = Pose(project_to_so3(R.reshape(3, 3)), t * MM)
+        results.append(BopResult(scene, image, obj, score, pose, time))
     return results

@@ -243,7 +243,7 @@ def read_truth(root: str | Path) -> dict[str, Any]:
             )
             R = np.array([r["R"] for r in rows], float).reshape(-1, 3, 3)
             out[split] = (labels, Pose(R, np.array([r["t"] for r in rows], float).reshape(-1, 3)))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected the truth of a set of pictures, got another file ({error!r})"
         ) from None
@@ -263,7 +263,7 @@ def _write_truth(
     if path.exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8")).get("made_of")
-        except (AttributeError, json.JSONDecodeError):
+        except (AttributeError, ValueError, RecursionError):
             before = None
         if before != made_of:
             raise ValueError(f"{path}: this folder holds a set made otherwise ({before}), expected {made_of}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _DISTORTION_KEYS = (
 )
 _WIDTH_KEYS = ("image_width", "image_Width", "imageWidth", "width")
 _HEIGHT_KEYS = ("image_height", "image_Height", "imageHeight", "height")
+_DEEPEST = 50  # levels of a YAML or XML file
 # COLMAP's parameters by name; f stands for fx = fy. Its distortion terms mean what OpenCV's mean.
 _COLMAP = {
     "SIMPLE_PINHOLE": "f cx cy",
@@ -51,8 +53,9 @@ def load_camera(path: str | os.PathLike[str], camera_id: int | None = None) -> C
         raise ValueError(
             f"expected .json, .yml, .yaml, .xml or COLMAP's cameras.txt, got {suffix or 'no suffix'!r}"
         )
-    except ValueError as error:
-        raise ValueError(f"camera file {path}: {error}") from error
+    except (ValueError, RecursionError, cv2.error) as error:
+        said = f"OpenCV cannot read a value ({error.err})" if isinstance(error, cv2.error) else error
+        raise ValueError(f"camera file {path}: {said}") from error
 
 
 def save_camera(camera: Camera, path: str | os.PathLike[str]) -> None:
@@ -101,32 +104,53 @@ def _find(storage: cv2.FileStorage, names: tuple[str, ...]) -> cv2.FileNode | No
     return next((node for node in map(storage.getNode, names) if not node.empty()), None)
 
 
-def _node_values(name: str, node: cv2.FileNode) -> np.ndarray:
-    """Numbers of an OpenCV matrix, of a plain {rows, cols, data} map as ROS writes it, or of a list."""
+def node_values(name: str, node: cv2.FileNode) -> np.ndarray:
+    """Numbers of an OpenCV matrix or of a {rows, cols, data} map as ROS writes it (rows, cols), or of a list (N,).
+
+    They are read one by one: `node.mat()` writes beyond its memory where a file says other sizes than it holds.
+    """
+    shape = None
     if node.isMap():
-        matrix = None if node.getNode("dt").empty() else node.mat()
-        if matrix is not None:
-            return np.asarray(matrix, dtype=np.float64)
+        sizes = [node.getNode(size) for size in ("rows", "cols")]
+        shape = tuple(int(size.real()) for size in sizes if size.isInt())
         node = node.getNode("data")
     if not node.isSeq():
         raise ValueError(f"field {name!r}: expected a matrix or a list of numbers")
     items = [node.at(i) for i in range(node.size())]
     if any(item.isSeq() for item in items):
-        return np.concatenate([_node_values(name, item) for item in items])
-    if not all(item.isReal() or item.isInt() for item in items):
+        values = np.concatenate([node_values(name, item) for item in items])
+    elif not all(item.isReal() or item.isInt() for item in items):
         raise ValueError(f"field {name!r}: expected numbers")
-    return np.array([item.real() for item in items])
+    else:
+        values = np.array([item.real() for item in items], np.float64)
+    if shape and (len(shape) != 2 or min(shape) < 0 or np.prod(shape, dtype=float) != values.size):
+        raise ValueError(f"field {name!r}: {values.size} numbers do not fill {shape} rows and columns")
+    return values.reshape(shape) if shape else values
+
+
+def opencv_storage(path: Path) -> cv2.FileStorage:
+    """The open storage of a YAML or XML file.
+
+    Raises ValueError where OpenCV cannot read it, and where it is nested so deeply that OpenCV's parser, which calls
+    itself at each level, would run out of stack.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    depth = deepest = 0
+    for mark in re.findall(r"[\[{]|[\]}]|</|/>|<\w|^[ \t]{99}|(?:- ){9}", text, re.MULTILINE):
+        depth += -1 if mark in ("]", "}", "</", "/>") else _DEEPEST if len(mark) > 2 else 1
+        deepest = max(deepest, depth)
+    try:
+        if deepest < _DEEPEST:
+            storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
+            if storage.isOpened():
+                return storage
+    except (cv2.error, SystemError):
+        pass
+    raise ValueError("OpenCV cannot read it as YAML or XML")
 
 
 def _from_opencv(path: Path) -> Camera:
-    text = path.read_text(encoding="utf-8")
-    try:
-        storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
-        opened = storage.isOpened()
-    except (cv2.error, SystemError):
-        opened = False
-    if not opened:
-        raise ValueError("OpenCV cannot read it as YAML or XML")
+    storage = opencv_storage(path)
     try:
         model = storage.getNode("distortion_model")
         if not model.empty() and model.string() not in ("plumb_bob", "rational_polynomial", "opencv", ""):
@@ -137,12 +161,12 @@ def _from_opencv(path: Path) -> Camera:
             if node is None:
                 raise ValueError(f"field {names[0]!r} is missing (also looked for {', '.join(names[1:])})")
             found[names[0]] = node
-        K = _node_values("camera_matrix", found["camera_matrix"])
+        K = node_values("camera_matrix", found["camera_matrix"])
         if K.size != 9:
             raise ValueError(f"field 'camera_matrix': expected 9 numbers, got {K.size}")
         size = tuple(found[name].real() for name in ("image_width", "image_height"))
         node = _find(storage, _DISTORTION_KEYS)
-        distortion = () if node is None else tuple(_node_values("distortion_coefficients", node).ravel())
+        distortion = () if node is None else tuple(node_values("distortion_coefficients", node).ravel())
     finally:
         storage.release()
     return Camera.from_matrix(K.reshape(3, 3), size, distortion)  # type: ignore[arg-type]  # whole: checked there
