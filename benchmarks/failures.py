@@ -3,8 +3,9 @@
     python benchmarks/failures.py LMO_FOLDER --obj 9 --model duck.geopose --cad models/obj_000009.ply --out failures.jpg
 
 Green: the true pose; red: the answer; dots: keypoints as the network read them. Whole pictures in, no box given;
-instances with at least `--visib` of the object in sight, up to six of every kind of failure, the clearest first. Printed
-as well: how far the outlines of both poses lie from the edges of the photographs, because a published pose has errors, too.
+instances with at least `--visib` of the object in sight, up to six of every kind of failure, the clearest first.
+Printed as well: how far the outlines of both poses lie from the edges of the photographs, for a published pose has
+errors, too.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ def main() -> None:
         published, answered = np.median(np.linalg.norm(off, axis=2), 0)
         mean_x, mean_y = off.mean(0)[0]
         print(
-            f"from the outline to the edges of the photograph, median of {len(off)}: {published:.2f} px from the published "
-            f"pose (on average {mean_x:+.2f} to the right, {mean_y:+.2f} down), {answered:.2f} px from the answer"
+            f"from the outline to the edges of the photograph, median of {len(off)}: {published:.2f} px from the "
+            f"published pose (on average {mean_x:+.2f} to the right, {mean_y:+.2f} down), {answered:.2f} px from the "
+            "answer"
         )
     panels = []
     for kind in sorted(set(kinds) - {"right"}):
@@ -89,7 +91,9 @@ def off_edges(image: np.ndarray, camera: Camera, model: CadModel, pose: Pose) ->
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     points = max(outlines, key=len)[::FINE, 0]
     slope = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), FINE)
-    normal = np.stack([cv2.Sobel(slope, -1, *axis)[points[:, 1], points[:, 0]] for axis in ((1, 0), (0, 1))], 1)
+    normal = np.stack(
+        [cv2.Sobel(slope, -1, *axis)[points[:, 1], points[:, 0]] for axis in ((1, 0), (0, 1))], 1
+    )
     normal /= np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-9)
     places = ((points + 0.5) / FINE + box[:2]).astype(np.float32)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.stats import chi2
+from scipy.special import chdtri
 from torch import Tensor, nn
 
 from geopose.stages import keypoints_of
@@ -178,4 +178,4 @@ def covariance_scale(distances: Sequence[float], share: float = 0.9, few: int = 
     known = [d for d in distances if np.isfinite(d)]
     if len(known) < few:
         return 1.0
-    return max(1.0, float(np.quantile(known, share) / chi2.ppf(share, 6)))
+    return max(1.0, float(np.quantile(known, share) / chdtri(6, 1 - share)))

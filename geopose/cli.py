@@ -98,6 +98,9 @@ COMMANDS = {
         cli_pictures.diagnose_arguments,
         cli_pictures.diagnose,
     ),
+    "view": Command(
+        "the pose in a photograph, to be turned in a browser", cli_pictures.view_arguments, cli_pictures.view
+    ),
     "evaluate": Command(
         "figures over a data set with known poses", cli_figures.evaluate_arguments, cli_figures.evaluate
     ),

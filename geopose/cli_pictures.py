@@ -87,14 +87,18 @@ def estimate(arguments: Arguments) -> int:
 def _estimate_text(estimate: PoseEstimate) -> str:
     import numpy as np
 
+    from geopose.geometry.rotation import hat
+
     lines = [f"status     {estimate.status}, confidence {estimate.confidence:.2f}"]
     lines += [f"           {reason}" for reason in estimate.reasons]
     if estimate.pose is not None:
         t, quat = np.asarray(estimate.pose.t), np.asarray(estimate.pose.quat_wxyz)
         lines.append("position   x {:.4f}  y {:.4f}  z {:.4f} m (camera: right, down, forward)".format(*t))
         lines.append("rotation   w {:.5f}  x {:.5f}  y {:.5f}  z {:.5f} (cam_from_obj)".format(*quat))
-    if estimate.covariance is not None:
-        deviations = np.sqrt(np.diag(estimate.covariance))
+    if estimate.pose is not None and estimate.covariance is not None:
+        at = np.eye(6)
+        at[:3, 3:] = -hat(t)  # the object moves by rho + phi x t
+        deviations = np.sqrt(np.diag(at @ estimate.covariance @ at.T))
         lines.append("std. dev.  {:.4f} {:.4f} {:.4f} m,".format(*deviations[:3]))
         lines[-1] += " {:.2f} {:.2f} {:.2f} deg about the camera's axes".format(*np.rad2deg(deviations[3:]))
     lines.append(f"time       {1000 * estimate.timings.get('total', float('nan')):.0f} ms")
@@ -174,3 +178,41 @@ def diagnose(arguments: Arguments) -> int:
     lines += [f"  {c.cause}: {c.found} (well: {c.limit})" for c in found.causes]
     report(arguments, "\n".join([*lines, f"wrote {page}"]), value)
     return SUCCESS
+
+
+def view_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photo", help="picture file")
+    parser.add_argument("--model", required=True, metavar="FILE", help="checkpoint")
+    add_camera(parser)
+    add_box(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="who may look (default: this machine)")
+    parser.add_argument("--port", type=int, default=8080, help="(default: %(default)s)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="stop then (default: Ctrl-C)")
+    parser.add_argument("--device", help='"cpu", "cuda", ... (default: a GPU when there is one)')
+
+
+def view(arguments: Arguments) -> int:
+    import threading
+
+    try:
+        import viser
+    except ImportError:
+        raise ImportError('the 3D view needs viser: pip install "geopose[view]"') from None
+    from geopose.estimate import PoseEstimator
+    from geopose.image import load_image
+    from geopose.view import build_scene
+
+    camera = camera_from(arguments, lambda: load_image(arguments.photo)[0].shape[1::-1])
+    estimator = PoseEstimator.load(arguments.model, arguments.device)
+    estimate = estimator.estimate(arguments.photo, camera, arguments.box)
+    print(_estimate_text(estimate))
+    server = viser.ViserServer(arguments.host, arguments.port, label="geopose", verbose=False)
+    try:
+        build_scene(server, estimate, arguments.photo)
+        print(f"look at http://{arguments.host}:{server.get_port()} (Ctrl-C ends it)", flush=True)
+        threading.Event().wait(arguments.seconds)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.stop()
+    return SUCCESS if estimate.status == "ok" else NO_POSE

@@ -268,11 +268,16 @@ def refusal(reader: Reader, root: Path) -> Exception | None:
 def _search(names: list[str]) -> None:
     import atheris
 
+    for name in [n for n in sys.modules if n.split(".")[0] == "geopose"]:
+        del sys.modules[name]  # imported again, this time watched
+    with atheris.instrument_imports(include=["geopose"]):
+        import fuzz_readers
+    readers = fuzz_readers.READERS
     folder = Path(tempfile.mkdtemp())
     for name in names:
         (folder / name).mkdir()
-        READERS[name].make(folder / name)
-    good = {(n, f): (folder / n / f).read_bytes() for n in names for f in READERS[n].files}
+        readers[name].make(folder / name)
+    good = {(n, f): (folder / n / f).read_bytes() for n in names for f in readers[n].files}
 
     def one(data: bytes) -> None:
         provider = atheris.FuzzedDataProvider(data)
@@ -282,11 +287,10 @@ def _search(names: list[str]) -> None:
         path = folder / name / file
         path.write_bytes(rest if draw.random() < 0.5 else damaged(good[name, file], draw))
         try:
-            refusal(READERS[name], folder / name)
+            refusal(readers[name], folder / name)
         finally:
             path.write_bytes(good[name, file])
 
-    atheris.instrument_all()
     atheris.Setup([sys.argv[0], *(a for a in sys.argv[1:] if a.startswith("-"))], one)
     atheris.Fuzz()
 

@@ -19,7 +19,7 @@ from helpers import data_path
 from PIL import Image
 
 import geopose
-from geopose import cli, cli_figures, demo
+from geopose import cli, cli_figures, cli_pictures, demo
 from geopose.cad.keypoints import choose_keypoints
 from geopose.cad.model import load_cad
 from geopose.cli_options import add_options, options_from
@@ -413,11 +413,21 @@ def test_estimate_prints_and_writes(oracle: Oracle, photo: Path, tmp_path: Path,
     out = capsys.readouterr().out
     assert "status     ok, confidence 0.90" in out
     assert "x 1.0000  y 2.0000  z 40.0000 m" in out
-    assert "0.0100 0.0100 0.0100 m" in out
+    assert "0.4006 0.4002 0.0245 m" in out  # 0.01 sqrt(1 + y^2 + z^2), ...: the turn moves it, too
     value = json.loads(result.read_text())
     assert value["status"] == "ok"
     np.testing.assert_allclose(value["camera"]["fx"], 160 / np.tan(np.deg2rad(20)), rtol=1e-9)
     assert (np.asarray(Image.open(overlay)) != np.asarray(Image.open(photo))).any()
+
+
+def test_the_deviations_printed_are_those_of_the_position() -> None:
+    """A turn by 0.01 rad about the camera's x axis moves what is 10 m ahead by 0.1 m."""
+    covariance = np.diag([0, 0, 0, 1e-4, 0, 0])
+    found = PoseEstimate(
+        Pose(np.eye(3), np.array([0.0, 0.0, 10.0])), covariance, "ok", (), 1.0, {}, None, (), {},
+        Camera(500, 500, 320, 240, (640, 480)), load_cad("car"),
+    )  # fmt: skip
+    assert "std. dev.  0.0000 0.1000 0.0000 m, 0.57 0.00 0.00 deg" in cli_pictures._estimate_text(found)
 
 
 def test_estimate_json_alone_on_stdout(oracle: Oracle, photo: Path, capsys: Captured) -> None:

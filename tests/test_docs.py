@@ -101,6 +101,8 @@ def _commands(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _arguments_of_geopose(words: list[str]) -> list[str] | None:
     """What follows `geopose`, `.venv/bin/geopose` or `torchrun ... -m geopose`; None for another command."""
+    words = words[words[0] == "time" :]
+    words = words[3:] if words[:2] == ["taskset", "-c"] else words
     if Path(words[0]).name == "geopose":
         return words[1:]
     starts = words.index("geopose") if "geopose" in words else 0
@@ -128,7 +130,7 @@ def test_the_reader_of_commands_sees_every_spelling(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         '```sh\nV="--elevation -5 90"\n.venv/bin/geopose train a.stl $V \\\n   --unit mm  # why\n'
-        "true && torchrun --nproc_per_node 2 -m geopose info xwing\nls\n```\n"
+        "true && torchrun --nproc_per_node 2 -m geopose info xwing\nls\ntime taskset -c 0 geopose demo\n```\n"
     )
     found = [_arguments_of_geopose(words) for _, words in _commands(page)]
     assert found == [
@@ -136,6 +138,7 @@ def test_the_reader_of_commands_sees_every_spelling(tmp_path: Path) -> None:
         None,
         ["info", "xwing"],
         None,
+        ["demo"],
     ]
 
 

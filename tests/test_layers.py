@@ -51,6 +51,7 @@ LAYER_OF = {
     "summary": 3,
     "evaluate": 4,
     "sharpness": 3,
+    "view": 4,
     "diagnose": 4,
     "diagnose_page": 4,
     "visualize": 2,  # draws from mesh, camera and numbers alone, so that train and estimate can draw
