@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     f, middle, generator = FOCAL_HALF_WIDTHS * SIDE / 2, (SIDE - 1) / 2, np.random.default_rng(0)
     ship, points, camera = load_cad("xwing"), box_points_of_ship(), Camera(f, f, middle, middle, (SIDE, SIDE))
-    flight, sky = pursuit(a.frames, 24.0), star_field(generator, (SIDE, SIDE))
+    flight, sky = pursuit(a.frames, 30.0), star_field(generator, (SIDE, SIDE))
     images = {str(i): photograph(ship, camera, pose, sky, generator) for i, pose in enumerate(flight)}
     keypoints = np.stack([camera.project(pose.apply(points)) for pose in flight])
     boxes = np.tile(whole_picture((SIDE, SIDE)), (a.frames, 1))

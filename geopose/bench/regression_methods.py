@@ -52,13 +52,12 @@ class Answer:
 class Learned:
     """A method that trains a network.
 
-    given: what it learns from, in words; build: the network, from target, pictures for training, and their number of
-    keypoints; targets: arrays by name, beside the pictures; loss: as for `fit.learn`; answer: poses of pictures, from
-    the network and what `prepare` made of pictures for validation; learning_rate: at its peak, of pretrained layers
-    (of new ones three times that); attitude: whether it says how the object is turned.
+    build: the network, from the target and the pictures for training; targets: arrays by name, beside the pictures;
+    loss: as for `fit.learn`; answer: poses of pictures, from the network and what `prepare` made of pictures for
+    validation; learning_rate: at its peak, of pretrained layers (of new ones three times that); attitude: whether it
+    says how the object is turned.
     """
 
-    given: str
     build: Callable[[Target, Pictures], nn.Module]
     targets: Targets
     loss: Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
@@ -144,7 +143,7 @@ def _posed(target: Target, pictures: Pictures, points_px: Array, cov_px: Array) 
 
 
 def true_keypoints(target: Target, pictures: Pictures, noise_px: float, seed: int) -> Answer:
-    """PnP from the true keypoints, each `noise_px` off: what geometry could say at best."""
+    """PnP from the true keypoints, each `noise_px` off: what geometry makes of good ones."""
     truth = pictures["keypoints_px"][:, 0].astype(np.float64)
     noise = np.random.default_rng(seed).normal(0, noise_px, truth.shape)
     cov = np.broadcast_to(max(noise_px, 0.01) ** 2 * np.eye(2), (*truth.shape, 2))
@@ -240,22 +239,18 @@ def _answer_docking(net: nn.Module, target: Target, pictures: Pictures, _: Any) 
 
 LEARNED: dict[str, Learned] = {
     "heatmaps + PnP": Learned(
-        "crops with keypoints, mask and object coordinates; Lite0",
         lambda target, training: UNet(len(target.keypoints), dense=True, **_LITE0),
         _keypoint_targets, keypoint_loss, _answer_keypoints, prepare=_calibrate,
     ),
     "direct regression": Learned(
-        "crops with place and attitude; Lite0",
         lambda target, training: PoseRegressor(training.size),
         _regressor_targets, regressor_loss, _answer_regressor, 5e-4,
     ),
     "PoseNet": Learned(
-        "crops with place and attitude; GoogLeNet of half the width, from nothing",
         _posenet, _posenet_targets,
         lambda out, batch: posenet_loss(out, batch, PoseLossOptions("learned")), _answer_posenet,
     ),
     "place and distance": Learned(
-        "crops with place and distance (the ISS docking network); Lite0",
         _docking, _docking_targets, docking_loss, _answer_docking, attitude=False,
     ),
 }  # fmt: skip
