@@ -56,7 +56,7 @@ scores = {}
 for name, (net, rate) in plans.items():
     training = train_azimuth(
         folder / f"{name}.geopose",
-        minutes=0.25,
+        minutes=0.5,
         net=net,
         learning_rate=rate,
         pictures=options,
@@ -82,8 +82,8 @@ scores["geometry"] = judge_points(own, car.named_keypoints, 64, noise_px=2.0)
 # The answers
 # -----------
 #
-# On the line is right. A network that has learned for fifteen seconds knows next to nothing; the example goes on for as
-# long as it is told. Geometry is no rival here but a limit: somebody still has to find the points.
+# On the line is right. Half a minute is next to nothing; the example goes on for as long as it is told. Geometry is no
+# rival here but a limit: somebody still has to find the points.
 
 for name, score in scores.items():
     print(

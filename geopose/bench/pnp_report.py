@@ -11,20 +11,28 @@ import numpy as np
 from geopose._io import atomic_path
 
 OURS, FLOOR = "geopose", "maximum likelihood"
-_STYLE = {OURS: "#0a7d32", FLOOR: "#444444"}
-_PALETTE = ("#d9480f", "#9c36b5", "#1971c2", "#b08900", "#c2255c", "#0b7285")
+_COLORS = {
+    OURS: "#0a7d32", FLOOR: "#444444", "geopose, not told": "#8ce99a", "SQPnP + LM": "#d9480f", "EPnP + LM": "#9c36b5",
+    "ITERATIVE": "#1971c2", "IPPE + LM": "#c2255c", "OpenCV RANSAC": "#74c0fc", "OpenCV MAGSAC": "#0b7285",
+    "PoseLib-LS": "#b08900", "PoseLib": "#e8590c", "PoseLib, fast": "#fcc419", "pycolmap": "#868e96",
+}  # fmt: skip
 
 
-def tables(result: Mapping[str, Any]) -> str:
-    """All parts of the result as Markdown."""
+def tables(result: Mapping[str, Any], brief: bool = False) -> str:
+    """All parts of the result as Markdown; `brief` leaves out the cells of the accuracy."""
     made: dict[str, Callable[[Any], list[str]]] = {
         "accuracy": _accuracy, "covariances": _covariances, "coverage": _coverage, "outliers": _outliers,
         "swaps": _swaps, "refusal": _refusal, "photographs": _photographs, "speed": _speed,
     }  # fmt: skip
     lines: list[str] = []
+    if "trials" in result and any(result.get(name) for name in made if name != "speed"):
+        lines = [
+            f"{result['trials']} problems in each cell; ten times as many for the coverage, five for our refusals.",
+            "",
+        ]
     for name, make in made.items():
         if result.get(name) is not None:
-            lines += make(result[name])
+            lines += _accuracy(result[name], brief) if name == "accuracy" else make(result[name])
     return "\n".join(lines).strip()
 
 
@@ -39,7 +47,9 @@ def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}" if value < 1e4 else "> 10,000"
 
 
 def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -50,12 +60,11 @@ def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(found)
 
 
-def _accuracy(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [
-        "**RMSE over the Cramér–Rao bound**, rotation / translation; gross failures left out, counted below."
-    ]
+def _accuracy(rows: Sequence[Mapping[str, Any]], brief: bool = False) -> list[str]:
+    lines: list[str] = []
     names = _names(rows)
-    for shape in dict.fromkeys(row["shape"] for row in rows):
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    for shape in () if brief else shapes:
         mine = [row for row in rows if row["shape"] == shape]
         shown = [name for name in names if name in mine[0]]
         cells = [
@@ -63,24 +72,41 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             + [f"{_number(row[name]['rotation'])} / {_number(row[name]['translation'])}" for name in shown]
             for row in mine
         ]
-        lines += ["", f"{shape}:", *_grid(["N", "noise, px", *shown], cells)]
-    lines.append(
-        "**Gross failures / avoidable ones**, percent, worst and mean over all N and noises of a shape:"
-    )
-    cells = []
-    for shape in dict.fromkeys(row["shape"] for row in rows):
+        title = f"**{shape}: RMSE over the Cramér–Rao bound**, rotation / translation; each without its gross failures."
+        lines += [title, *_grid(["N", "noise, px", *shown], cells)]
+    cells, failures = [], []
+    for shape in shapes:
         mine = [row for row in rows if row["shape"] == shape]
-        line = [shape]
+        cells.append(
+            [shape, *(_worst_median([r[name]["over_floor"] for r in mine if name in r]) for name in names)]
+        )
+        failures.append([shape])
         for name in names:
-            values = [[r[name][k] for r in mine if name in r] for k in ("gross_percent", "avoidable_percent")]
-            line.append(
-                f"{max(values[0]):.1f} / {max(values[1]):.1f}; {np.mean(values[0]):.1f} / {np.mean(values[1]):.2f}"
-                if values[0]
-                else "–"
+            gross, avoidable = (
+                [r[name][k] for r in mine if name in r] for k in ("gross_percent", "avoidable_percent")
             )
+            both = (
+                f"{np.mean(gross):.1f} / {np.mean(avoidable):.2f} ({max(avoidable):.1f})" if gross else "–",
+            )
+            failures[-1] += both
         either = [row["either_percent"] for row in mine]
-        cells.append([*line, f"{min(either):.1f}; {np.mean(either):.2f}"])
-    return lines + _grid(["points", *names, "geopose: truth among its poses, least; mean"], cells)
+        failures[-1].append(f"{np.mean(either):.2f} ({min(either):.1f})")
+    count = len({(row["n"], row["noise_px"]) for row in rows})
+    lines.append(
+        "**Rotation RMSE over that of maximum likelihood** on the same problems, those in which neither fails: largest "
+        f"and median of {count} cells (N from {min(r['n'] for r in rows)} to {max(r['n'] for r in rows)}, noise from "
+        f"{min(r['noise_px'] for r in rows):g} to {max(r['noise_px'] for r in rows):g} px)."
+    )
+    lines += _grid(["points", *names], cells)
+    lines.append(
+        "**Gross failures / avoidable ones**, percent, means over the cells (avoidable in the worst cell)."
+    )
+    return lines + _grid(["points", *names, "geopose: truth among its poses, mean (least)"], failures)
+
+
+def _worst_median(values: Sequence[float]) -> str:
+    good = [v for v in values if np.isfinite(v)]
+    return f"{_number(max(good))}, {_number(float(np.median(good)))}" if good else "–"
 
 
 def _covariances(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -187,78 +213,121 @@ def _speed(result: Mapping[str, Any]) -> list[str]:
 def _time(row: Mapping[str, float] | None) -> str:
     if row is None:
         return "–"
-    return f"{row['median']:.3g} ({row['p10']:.3g} to {row['p90']:.3g}), {row['ratio']:.2f}"
+    low, middle, high = (
+        f"{v:,.0f}" if (v := row[k]) >= 100 else f"{v:.3g}" for k in ("p10", "median", "p90")
+    )
+    return f"{middle} ({low} to {high}), {row['ratio']:.2f}"
 
 
 def write_figure(result: Mapping[str, Any], out: Path) -> list[Path]:
-    """The paths of the tables (.md) and the figure (.png) beside `out`."""
+    """The paths of the tables (.md) and, where there is something to draw, of the figure (.png) beside `out`."""
     files = [out.with_suffix(".md")]
     with atomic_path(files[0]) as temporary:
         temporary.write_text(result["table"] + "\n", encoding="utf-8")
-    if not (result.get("accuracy") or result.get("outliers") or result.get("coverage")):
+    drawn = [(name, draw) for name, draw in _PANELS if result.get(name)]
+    if not drawn:
         return files
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 7.2), layout="constrained")
-    grid = figure.subplots(2, 3).ravel()
-    rows = result.get("accuracy") or []
-    for axis, shape in zip(grid[:2], ("box", "planar"), strict=True):
-        _lines(axis, [r for r in rows if r["shape"] == shape and r["noise_px"] == 1.0], "rotation")
-        axis.set(title=f"{shape}, 1 px", ylabel="rotation RMSE / bound", xlabel="points", ylim=(0.8, 2.0))
-    planes = [r for r in rows if r["shape"] == "planar" and r["noise_px"] == 1.0]
-    _lines(grid[2], planes, "avoidable_percent")
-    grid[2].set(title="planar, 1 px", ylabel="avoidable gross failures (%)", xlabel="points")
-    crowd = [r for r in result.get("outliers") or [] if r["n"] == 20]
-    for name in _names(crowd):
-        share = [100 * r["share"] for r in crowd]
-        grid[3].plot(
-            share,
-            [100 - r[name]["gross_percent"] for r in crowd],
-            "o-",
-            ms=4,
-            label=name,
-            **_color(name, crowd),
-        )
-        grid[4].plot(
-            share, [r[name]["rotation"] for r in crowd], "o-", ms=4, label=name, **_color(name, crowd)
-        )
-    grid[3].set(title="20 points", ylabel="success (%)", xlabel="outliers (%)", ylim=(0, 102))
-    grid[4].set(
-        title="20 points", ylabel="rotation RMSE / bound of inliers", xlabel="outliers (%)", ylim=(0.8, 3)
-    )
-    levels = ("0.5", "0.9", "0.99")
-    for row in result.get("coverage") or []:
-        label = f"{row['kind']}, N = {row['n']}"
-        grid[5].plot([50, 90, 99], [row[k] for k in levels], "o-", ms=4, label=label)
-    grid[5].plot([50, 99], [50, 99], "k--", lw=0.8)
-    grid[5].set(title="coverage", ylabel="truth inside (%)", xlabel="ellipsoid (%)")
-    for axis in grid:
+    columns = min(len(drawn), 3)
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (name, draw) in zip(grid, drawn, strict=False):
+        draw(axis, result[name])
         axis.grid(alpha=0.3)
-    for axis in (grid[0], grid[3], grid[5]):
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+    for axis in grid[len(drawn) :]:
+        axis.remove()
     files.append(out.with_suffix(".png"))
     with atomic_path(files[1]) as temporary:
         figure.savefig(temporary, dpi=110)
     return files
 
 
-def _lines(axis: Any, rows: Sequence[Mapping[str, Any]], value: str) -> None:
-    for name in _names(rows):
+def _draw_failures(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = [name for name in _names(rows) if name != FLOOR]
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    bars = {
+        name: [
+            _mean(r[name]["avoidable_percent"] for r in rows if r["shape"] == s and name in r) for s in shapes
+        ]
+        for name in names
+    }
+    _draw_bars(axis, shapes, bars)
+    axis.set(title="avoidable gross failures", ylabel="% of problems, all N and noises")
+
+
+def _draw_covariances(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = [name for name in _names(rows) if name not in (FLOOR, "geopose, not told")]
+    bars = {name: [row[name]["rotation"] if name in row else np.nan for row in rows] for name in names}
+    _draw_bars(axis, [row["shape"] for row in rows], bars)
+    axis.axhline(1, color="black", lw=0.8, ls="--")
+    axis.set(title="points of different covariance", ylabel="rotation RMSE / bound")
+
+
+def _draw_coverage(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        values = [row[level] for level in ("0.5", "0.9", "0.99")]
+        axis.plot([50, 90, 99], values, "o-", ms=4, label=f"{row['kind']}, N = {row['n']}")
+    axis.plot([50, 99], [50, 99], "k--", lw=0.8)
+    axis.set(title="coverage", ylabel="truth inside (%)", xlabel="ellipsoid (%)")
+    axis.legend(fontsize=7)
+
+
+def _draw_success(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    few = [row for row in rows if row["n"] == min(r["n"] for r in rows)]
+    for name in _names(few):
+        share, success = [100 * r["share"] for r in few], [100 - r[name]["gross_percent"] for r in few]
         axis.plot(
-            [r["n"] for r in rows],
-            [r[name][value] for r in rows],
+            share, success, "o-", ms=4, label=name, color=_COLORS[name], zorder=3 if name == OURS else 2
+        )
+    axis.set(title=f"{few[0]['n']} points", ylabel="success (%)", xlabel="outliers (%)", ylim=(0, 102))
+    axis.legend(fontsize=7)
+
+
+def _draw_swaps(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    for name in _names(rows):
+        success = [100 - r[name]["gross_percent"] for r in rows]
+        axis.plot(
+            [2 * r["pairs"] for r in rows],
+            success,
             "o-",
             ms=4,
             label=name,
-            **_color(name, rows),
+            color=_COLORS[name],
+            zorder=3 if name == OURS else 2,
         )
-    axis.set_xscale("log")
-    axis.set_xticks([4, 6, 10, 20, 50], ["4", "6", "10", "20", "50"])
+    axis.set(title="left and right exchanged", ylabel="success (%)", xlabel="of 16 points", ylim=(0, 102))
+    axis.legend(fontsize=7)
 
 
-def _color(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    if name in _STYLE:
-        return {"color": _STYLE[name], "lw": 2.2, "zorder": 3}
-    others = [other for other in _names(rows) if other not in _STYLE]
-    return {"color": _PALETTE[others.index(name) % len(_PALETTE)]}
+def _draw_refusal(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = _names(rows)[::-1]
+    values = [_mean(row[name]["accepted_percent"] for row in rows) for name in names]
+    axis.barh(names, values, color=[_COLORS[name] for name in names], zorder=2)
+    axis.set(title="poses given to random pixels", xlabel="%", xlim=(0, 104))
+
+
+_PANELS: tuple[tuple[str, Callable[[Any, Any], None]], ...] = (
+    ("accuracy", _draw_failures),
+    ("covariances", _draw_covariances),
+    ("coverage", _draw_coverage),
+    ("outliers", _draw_success),
+    ("swaps", _draw_swaps),
+    ("refusal", _draw_refusal),
+)
+
+
+def _draw_bars(axis: Any, groups: Sequence[str], bars: Mapping[str, Sequence[float]]) -> None:
+    width = 0.8 / len(bars)
+    for k, (name, values) in enumerate(bars.items()):
+        place = np.arange(len(groups)) + (k - 0.5 * (len(bars) - 1)) * width
+        axis.bar(place, values, width, label=name, color=_COLORS[name], zorder=2)
+    axis.set_xticks(range(len(groups)), groups)
+    axis.margins(y=0.45)
+    axis.legend(fontsize=7, ncols=2, loc="upper center")
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return float(np.mean(found)) if found else np.nan
