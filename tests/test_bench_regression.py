@@ -23,10 +23,12 @@ from geopose.bench.regression_methods import (
     regressor_loss,
     true_keypoints,
 )
-from geopose.bench.regression_report import MARKS, fill_page, summarise, values_of
+from geopose.bench.regression_report import PART, fill_tables, summarise, values_of
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import exp_so3
+
+MARKS = [f"<!-- {PART}: {end} -->" for end in ("begin", "end")]
 
 TINY = Options(
     objects=("car",), minutes=0.01, train=10, val=4, test=3, sizes=(6,), picture=96, keypoints=6, batch_size=4,
@@ -211,7 +213,7 @@ def test_a_page_takes_tables_and_figures(tmp_path: Path) -> None:
     table.write_text("| new |\n")
     figure.write_bytes(b"picture")
     page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
-    fill_page(page, table, [figure])
+    fill_tables(page, table, [figure])
     assert page.read_text() == f"before\n{MARKS[0]}\n\n| new |\n\n![one](one.png)\n\n{MARKS[1]}\nafter\n"
     assert (tmp_path / "one.png").read_bytes() == b"picture"
     page.write_text("nothing")

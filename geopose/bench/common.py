@@ -86,14 +86,20 @@ def write_json(path: str | Path | None, results: Mapping[str, Any]) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def fill_page(page: str | Path, name: str, text: str) -> Path:
-    """The path of a Markdown page whose part between the marks `<!-- name: begin -->` and `<!-- name: end -->` is now
-    `text`. Raises ValueError when the page has no such part."""
-    page, marks = Path(page), [f"<!-- {name}: {end} -->" for end in ("begin", "end")]
-    before, begin, rest = page.read_text(encoding="utf-8").partition(marks[0])
+def page_parts(page: str | Path, name: str) -> tuple[str, str]:
+    """What a Markdown page holds before and after its part between the marks `<!-- name: begin -->` and
+    `<!-- name: end -->`, these included. Raises ValueError when the page has no such part."""
+    marks = [f"<!-- {name}: {end} -->" for end in ("begin", "end")]
+    before, begin, rest = Path(page).read_text(encoding="utf-8").partition(marks[0])
     _, end, after = rest.partition(marks[1])
     if not begin or not end:
         raise ValueError(f"{page}: expected the lines {marks[0]!r} and {marks[1]!r}")
+    return before + begin, end + after
+
+
+def fill_page(page: str | Path, name: str, text: str) -> Path:
+    """The path of a Markdown page whose part of that name, see `page_parts`, is now `text`."""
+    before, after = page_parts(page, name)
     with atomic_path(page) as temporary:
-        temporary.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
-    return page
+        temporary.write_text(f"{before}\n\n{text.strip()}\n\n{after}", encoding="utf-8")
+    return Path(page)

@@ -22,9 +22,10 @@ from torch.utils.data import Dataset
 
 from geopose import checkpoint
 from geopose._io import atomic_path
+from geopose.bench.common import page_parts
 from geopose.bench.regression_data import CONDITIONS, Pictures, Target, render_sets, to_view
 from geopose.bench.regression_methods import CEILING, LEARNED, RETRIEVAL, Answer, Retrieval, true_keypoints
-from geopose.bench.regression_report import check_page, fill_page, summarise, write_figures, write_table
+from geopose.bench.regression_report import PART, fill_tables, summarise, write_figures, write_table
 from geopose.data.sample import ViewSpace, shuffled
 from geopose.distributed import pick_device
 from geopose.fit import Clock, Learner, endless_loader, learn
@@ -54,7 +55,7 @@ class Options:
         timed: pictures to measure the time per picture on, all methods in turn.
         seed: of everything random.
         workers: processes that render pictures; None: one for each core.
-        page: Markdown page between whose `MARKS` the tables are written; the figures are laid beside it.
+        page: Markdown page between whose marks the tables are written; the figures are laid beside it.
         device: "cpu", "cuda", ...; None: a GPU when there is one. Times are measured there too.
         quiet: write nothing to stderr.
     """
@@ -129,7 +130,7 @@ def run(options: Options | None = None, out: Path | None = None) -> dict[str, An
     """
     options, out = (options or Options()).shared(), Path(out or "out/regression")
     if options.page is not None:
-        check_page(options.page)
+        page_parts(options.page, PART)
     keep_freed_memory()
     results: dict[str, Any] = {"options": asdict(options), "machine": machine(), "objects": {}}
     shown: dict[str, dict[str, Pictures]] = {}
@@ -158,7 +159,7 @@ def run(options: Options | None = None, out: Path | None = None) -> dict[str, An
         shown[target.model.name] = {condition: sets[condition] for condition in CONDITIONS}
     table, *figures = write_table(results, out / "table.md"), *write_figures(results, shown, out)
     if options.page is not None:
-        fill_page(options.page, table, figures)
+        fill_tables(options.page, table, figures)
     for entry in results["objects"].values():
         del entry["errors"]  # they lie in the files of the methods
     results["files"] = [str(path) for path in (table, *figures)]

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose._io import atomic_path
+from geopose.bench.common import fill_page
 from geopose.bench.regression_data import CONDITIONS, Pictures
 from geopose.bench.regression_methods import CEILING, LEARNED, RETRIEVAL
 from geopose.visualize import draw_text, save_image, sheet
 
 RIGHT = 0.1  # of the diameter: the ADD below which a pose counts as right
-MARKS = ("<!-- tables of the benchmark: begin -->", "<!-- tables of the benchmark: end -->")
+PART = "tables of the benchmark"  # of the page
 _BINS = 5
 _ORDER = (CEILING, *LEARNED, RETRIEVAL)
 
@@ -135,31 +136,15 @@ def _number(value: float) -> str:
     return (f"{value:.3g}" if value < 1000 else f"{value:.0f}") if np.isfinite(value) else "–"
 
 
-def check_page(page: str | Path) -> tuple[str, str]:
-    """What a Markdown page holds before and after its part between the two `MARKS`, these included.
-
-    Raises FileNotFoundError, or ValueError when the page has no such part.
-    """
-    before, begin, rest = Path(page).read_text(encoding="utf-8").partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not begin or not end:
-        raise ValueError(f"{page}: expected the lines {MARKS[0]!r} and {MARKS[1]!r}")
-    return before + begin, end + after
-
-
-def fill_page(page: str | Path, table: str | Path, figures: Sequence[str | Path]) -> Path:
-    """The path of a Markdown page whose part between the two `MARKS` now holds the tables in the file `table` and
-    then the figures, which are copied to where the page lies. Raises as `check_page` does."""
-    page = Path(page)
-    before, after = check_page(page)
+def fill_tables(page: str | Path, table: str | Path, figures: Sequence[str | Path]) -> Path:
+    """The path of a Markdown page whose part `PART` now holds the tables in the file `table` and then the figures,
+    which are copied to where the page lies. Raises as `fill_page` does."""
     shown = [f"![{Path(figure).stem.replace('_', ' ')}]({Path(figure).name})" for figure in figures]
-    text = "\n\n".join([Path(table).read_text(encoding="utf-8").strip(), *shown])
-    with atomic_path(page) as temporary:
-        temporary.write_text(f"{before}\n\n{text}\n\n{after}", encoding="utf-8")
+    fill_page(page, PART, "\n\n".join([Path(table).read_text(encoding="utf-8").strip(), *shown]))
     for figure in map(Path, figures):
-        with atomic_path(page.with_name(figure.name)) as temporary:
+        with atomic_path(Path(page).with_name(figure.name)) as temporary:
             temporary.write_bytes(figure.read_bytes())
-    return page
+    return Path(page)
 
 
 def write_figures(
