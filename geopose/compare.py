@@ -31,6 +31,7 @@ _FINER = (1.0, 1.5, 2.0, 2.0)  # side of the crop in each drawing, over that of 
 ROUNDS = len(_FINER)  # most
 _STILL = 0.25  # crop pixels; a pose that moves its points by less has arrived
 _NEAR = 0.02  # object sizes; a point nearer than this is where it should be
+_HOPELESS = 0.1  # agreement; a pose that was moved once and then agrees less is not where the object is
 _FEW = 12  # points that are too few
 
 
@@ -85,6 +86,8 @@ def compare(
         if flow is None:
             break
         agreement, terms = flow.agreement, (keypoints, flow.term)[number > 0 :]
+        if number and agreement < _HOPELESS:
+            break
 
         def linearise(at: Pose, terms: tuple[Reprojection, ...] = terms) -> tuple[Array, Array]:
             parts = [each.linearise(at) for each in terms]

@@ -247,6 +247,24 @@ def test_a_wrong_pose_does_not_agree_and_an_unseen_one_is_left_alone(monkeypatch
     assert found.agreement == 0
 
 
+def test_a_pose_that_does_not_agree_after_a_step_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is never sure of its flow is asked twice, of four times."""
+
+    class Unsure(Oracle):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            out[:, 0] += (-1.0) ** self.calls
+            out[:, 2] = 3.0
+            return out
+
+    start, reading, picture = started(0)
+    term = keypoint_term(POINTS, reading, np.ones(16, bool), CAMERA)
+    oracle = Unsure(monkeypatch, TRUTH)
+    found = compare(oracle, picture, CAMERA, start, CAR, term, CROP)
+    assert oracle.calls == 2
+    assert found.agreement < 0.1
+
+
 def test_more_noise_is_less_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
     _, reading, picture = started(0)
     term = keypoint_term(POINTS, reading, np.ones(16, bool), replace(CAMERA))
