@@ -12,7 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,26 +95,45 @@ def training_lock(out: Path) -> Iterator[Path]:
     path = out.with_name(out.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _process_start(os.getpid())}
-    for attempt in range(3):
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            owner = _live_owner(path)
-            if owner is not None or attempt == 2:
-                who = owner or "another process"
-                raise RuntimeError(
-                    f"{out} is being trained by {who}; wait for it, or train into another file "
-                    f"(if that training is surely gone, delete {path})"
-                ) from None
-            _bury(path)
-            continue
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(mine, file)
-        break
+    with _alone_in(path.parent):
+        for attempt in range(3):
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                owner = _live_owner(path)
+                if owner is not None or attempt == 2:
+                    who = owner or "another process"
+                    raise RuntimeError(
+                        f"{out} is being trained by {who}; wait for it, or train into another file "
+                        f"(if that training is surely gone, delete {path})"
+                    ) from None
+                _bury(path)
+                continue
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(mine, file)
+            break
     try:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds other processes of this machine off while the block runs, where the system can lock a folder."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with suppress(OSError):  # some network file systems
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _bury(path: Path) -> None:
