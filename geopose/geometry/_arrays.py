@@ -89,3 +89,26 @@ def check_last(name: str, array: Any, *shape: int | None) -> None:
     if tail is None or any(want is not None and have != want for have, want in zip(tail, shape, strict=True)):
         expected = ", ".join("N" if s is None else str(s) for s in shape)
         raise ValueError(f"{name}: expected shape (..., {expected}), got {got or type(array).__name__}")
+
+
+def as_problems(
+    points_obj: Tensor, xy: Tensor, weights: Tensor | None, least: int
+) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor]:
+    """Leading dimensions, and in float64 the points (B, N, 3), image (B, N, 2) and weights (B, N) of so many problems.
+
+    Raises ValueError on shapes that do not match and fewer than `least` points.
+    """
+    check_last("points_obj", points_obj, None, 3)
+    check_last("xy", xy, None, 2)
+    n = points_obj.shape[-2]
+    if xy.shape[-2] != n or n < least:
+        got = f"{n} and {xy.shape[-2]}"
+        raise ValueError(f"points_obj, xy: expected the same number (>= {least}) of points, got {got}")
+    lead = torch.broadcast_shapes(points_obj.shape[:-2], xy.shape[:-2])
+    points = points_obj.double().expand(*lead, n, 3).reshape(-1, n, 3)
+    image = xy.double().expand(*lead, n, 2).reshape(-1, n, 2)
+    w = torch.ones_like(points[..., 0])
+    if weights is not None:
+        check_last("weights", weights, n)
+        w = weights.double().expand(*lead, n).reshape(-1, n)
+    return lead, points, image, w

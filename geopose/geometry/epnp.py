@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from geopose.geometry._arrays import Array, check_last, either
+from geopose.geometry._arrays import Array, as_problems, either
 from geopose.geometry.p3p import p3p
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import procrustes
@@ -47,19 +47,7 @@ def epnp(points_obj: Array, xy: Array, weights: Array | None = None) -> Pose:
 
 @either
 def _epnp(points_obj: Array, xy: Array, weights: Array | None) -> tuple[Array, Array]:
-    check_last("points_obj", points_obj, None, 3)
-    check_last("xy", xy, None, 2)
-    n = points_obj.shape[-2]
-    if xy.shape[-2] != n or n < 4:
-        got = f"{n} and {xy.shape[-2]}"
-        raise ValueError(f"points_obj, xy: expected the same number (>= 4) of points, got {got}")
-    lead = torch.broadcast_shapes(points_obj.shape[:-2], xy.shape[:-2])
-    points = points_obj.double().expand(*lead, n, 3).reshape(-1, n, 3)
-    image = xy.double().expand(*lead, n, 2).reshape(-1, n, 2)
-    w = torch.ones_like(points[..., 0])
-    if weights is not None:
-        check_last("weights", weights, n)
-        w = weights.double().expand(*lead, n).reshape(-1, n)
+    lead, points, image, w = as_problems(points_obj, xy, weights, 4)
     finite = torch.isfinite(points).all(-1).all(-1) & torch.isfinite(image).all(-1).all(-1)
     share = w / w.sum(-1, keepdim=True)
     centre = (share[..., None] * points).sum(-2)
@@ -75,7 +63,7 @@ def _epnp(points_obj: Array, xy: Array, weights: Array | None) -> tuple[Array, A
         if len(i):
             spread = axes[i][:, :, first:] * variance[i][:, None, first:].sqrt()
             R[i], t[i], error = _solve(points[i], image[i], w[i], centre[i], spread, guesses)
-            if n == 4:
+            if points.shape[1] == 4:
                 R_4, t_4, error_4 = _four(points[i], image[i], w[i])
                 better = error_4 < error
                 R[i] = torch.where(better[:, None, None], R_4, R[i])

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from geopose.geometry._arrays import Array, check_last, either
+from geopose.geometry._arrays import Array, as_problems, either
 from geopose.geometry.pose import Pose
-from geopose.geometry.rotation import exp_so3, hat
+from geopose.geometry.rotation import exp_so3, hat, project_to_so3
 
 _STEPS = 15  # Newton steps from each start
 
@@ -36,20 +36,7 @@ def sqpnp(points_obj: Array, xy: Array, weights: Array | None = None) -> Pose:
 
 @either
 def _sqpnp(points_obj: Array, xy: Array, weights: Array | None) -> tuple[Array, Array]:
-    check_last("points_obj", points_obj, None, 3)
-    check_last("xy", xy, None, 2)
-    n = points_obj.shape[-2]
-    if xy.shape[-2] != n or n < 3:
-        raise ValueError(
-            f"points_obj, xy: expected the same number (>= 3) of points, got {n} and {xy.shape[-2]}"
-        )
-    lead = torch.broadcast_shapes(points_obj.shape[:-2], xy.shape[:-2])
-    points = points_obj.double().expand(*lead, n, 3).reshape(-1, n, 3)
-    image = xy.double().expand(*lead, n, 2).reshape(-1, n, 2)
-    w = torch.ones_like(points[..., 0])
-    if weights is not None:
-        check_last("weights", weights, n)
-        w = weights.double().expand(*lead, n).reshape(-1, n)
+    lead, points, image, w = as_problems(points_obj, xy, weights, 3)
     lost = ~(torch.isfinite(points).all(-1).all(-1) & torch.isfinite(image).all(-1).all(-1))
     points, image = (torch.where(lost[:, None, None], torch.zeros_like(a), a) for a in (points, image))
     centre = points.mean(-2, keepdim=True)
@@ -60,7 +47,7 @@ def _sqpnp(points_obj: Array, xy: Array, weights: Array | None) -> tuple[Array, 
     omega, to_t, singular = _quadratic(scaled, image, w)
     lost = lost | singular
     vectors = torch.linalg.eigh(omega)[1][..., :6].mT  # (B, 6, 9)
-    starts = _nearest_rotation(torch.cat([vectors, -vectors], 1).unflatten(-1, (3, 3)))
+    starts = project_to_so3(torch.cat([vectors, -vectors], 1).unflatten(-1, (3, 3)))
     R = _descend(starts, omega)
     r = R.flatten(-2)
     t = -(to_t[:, None] @ r[..., None])[..., 0]
@@ -95,14 +82,6 @@ def _quadratic(points: Array, image: Array, w: Array) -> tuple[Array, Array, Arr
     ).sum(1)
     omega = AQA.flatten(-2).flatten(-3, -2) - QA.sum(1).mT @ to_t
     return (omega + omega.mT) / 2, to_t, info > 0
-
-
-def _nearest_rotation(m: Array) -> Array:
-    """The rotations (..., 3, 3) nearest to matrices."""
-    U, _, Vt = torch.linalg.svd(m)
-    sign = torch.ones_like(m[..., 0])
-    sign[..., 2] = torch.sign(torch.linalg.det(U @ Vt))
-    return (U * sign[..., None, :]) @ Vt
 
 
 def _descend(R: Array, omega: Array) -> Array:
