@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +105,40 @@ def endless_loader(
         pin_memory=pin,
         drop_last=True,
     )
+
+
+def replayed(
+    batches: Iterable[Batch],
+    times: int,
+    kept: int,
+    change: Callable[[Batch, torch.Generator], Batch],
+    seed: int = 0,
+) -> Iterator[Batch]:
+    """Each batch as it comes, and after it `times` - 1 more, drawn from those that came: for a network that learns
+    faster than its pictures are made.
+
+    Args:
+        kept: samples to remember at most; then new ones take the place of random old batches.
+        change: makes of a drawn batch another one, mirrored for example; it may not change its tensors in place.
+        seed: of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    old: list[Batch] = []
+
+    def below(most: int, count: int) -> list[int]:
+        return torch.randint(most, (count,), generator=generator).tolist()
+
+    for batch in batches:
+        yield batch
+        size = len(next(iter(batch.values())))
+        if times > 1 and (len(old) + 1) * size <= max(kept, size):
+            old.append(batch)
+        elif times > 1:
+            old[below(len(old), 1)[0]] = batch
+        for _ in range(times - 1):
+            picks = list(zip(below(len(old), size), below(size, size), strict=True))
+            drawn = {k: torch.stack([old[i][k][j] for i, j in picks]) for k in batch}
+            yield change(drawn, generator)
 
 
 def rate_at(fraction: float, warm_up: float = 0.05) -> float:
@@ -222,6 +256,7 @@ def learn(
     device: torch.device,
     after_step: Callable[[Learner, float], None],
     half: bool = False,
+    replay: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> None:
     """Trains `learner` in place until the clock of rank 0 says `until_s`, for one step at least.
 
@@ -231,12 +266,13 @@ def learn(
         after_step: called on every rank after each step with the learner and the loss; may save, and may
             raise.
         half: run the network under bfloat16 autocast.
+        replay: makes of the loader's batches those to learn from; see `replayed`.
     Raises:
         RuntimeError: when a rendering worker dies, the device fails, or the loss stays non-finite.
     """
     died = None
     try:
-        _steps(learner, loader, loss_fn, clock, until_s, device, after_step, half)
+        _steps(learner, replay(loader), loss_fn, clock, until_s, device, after_step, half)
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         if _is_lost_device(error):
             raise RuntimeError(
@@ -257,7 +293,7 @@ def learn(
 
 def _steps(
     learner: Learner,
-    loader: DataLoader[Any],
+    batches: Iterable[Batch],
     loss_fn: LossFn,
     clock: Clock,
     until_s: float,
@@ -273,7 +309,7 @@ def _steps(
         net = DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
     parameters = learner._optimised()
     bad = 0
-    for batch in loader:
+    for batch in batches:
         now = broadcast_number(clock.elapsed(), device)
         if now >= until_s and learner.step > 0:
             break

@@ -43,6 +43,7 @@ from geopose.data.azimuth import (
     built_in_cars,
     class_centre,
     class_of,
+    mirrored,
     random_car,
     read_cars,
     split_cars,
@@ -265,6 +266,32 @@ def test_bad_options(change: dict[str, Any], message: str) -> None:
 def test_a_set_needs_cars() -> None:
     with pytest.raises(ValueError, match="cars: got none"):
         AzimuthDataset([], SMALL, 0)
+
+
+def test_a_mirrored_car_is_one_seen_from_the_opposite_azimuth(cars: list[CadModel]) -> None:
+    camera = Camera.from_fov(0.7, (96, 96))  # its centre is the middle of the picture
+    azimuths = np.deg2rad(np.arange(-170, 180, 20))
+    pictures = []
+    for azimuth in azimuths:
+        R = look_at(0.2, azimuth, 0.0)
+        pose = Pose(R, np.array([0.0, 0.0, 12.0]) - R @ cars[0].bounds.mean(0))
+        mask = render(cars[0], camera, pose).mask
+        pictures.append(np.repeat(np.uint8(255) * mask[None], 3, 0))
+    batch = {
+        "image": torch.from_numpy(np.stack(pictures)),
+        "azimuth": torch.from_numpy(azimuths.astype(np.float32)),
+        "label": torch.from_numpy(class_of(azimuths, 4)),
+        "K": torch.zeros(len(azimuths), 3, 3),
+    }
+    made = mirrored(batch, 4, torch.Generator().manual_seed(0))
+    assert set(made) == {"image", "azimuth", "label"}
+    turned = made["azimuth"] != batch["azimuth"]
+    assert 4 < int(turned.sum()) < 14
+    np.testing.assert_array_equal(made["label"], class_of(made["azimuth"].numpy(), 4))
+    for image, azimuth in zip(made["image"], made["azimuth"], strict=True):
+        same = int(np.abs(wrapped(azimuths - float(azimuth))).argmin())  # the set holds the opposite of each
+        ours, seen = image[0].numpy() > 0, pictures[same][0] > 0
+        assert (ours & seen).sum() / (ours | seen).sum() > 0.97
 
 
 # Networks
@@ -490,7 +517,7 @@ def test_training_from_end_to_end(tmp_path: Path, cars: list[CadModel]) -> None:
     net = CLASSIFIER | {"channels": [4, 8], "dense": [16]}
     out = tmp_path / "runs" / "car.geopose"
     done = train_azimuth(
-        out, 0.02, net=net, pictures=options, cars=cars, test_pictures=12, workers=0, quiet=True
+        out, 0.02, net=net, pictures=options, cars=cars, replays=2, test_pictures=12, workers=0, quiet=True
     )
     assert done.path == out
     assert len(done.scores.azimuth) == 12
@@ -513,6 +540,8 @@ def test_training_refuses(tmp_path: Path) -> None:
         train_azimuth(tmp_path)
     with pytest.raises(ValueError, match="minutes: got 0"):
         train_azimuth(tmp_path / "a.geopose", 0)
+    with pytest.raises(ValueError, match="replays: got 0"):
+        train_azimuth(tmp_path / "a.geopose", 1, replays=0)
     with pytest.raises(ValueError, match="learning_rate: got 2"):
         train_azimuth(tmp_path / "a.geopose", 1, learning_rate=2)
     other = save_model(tmp_path / "b.geopose", {"keypoints": UNet(4)}, {})

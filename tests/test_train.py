@@ -100,6 +100,33 @@ def test_indices_are_endless_disjoint_and_resume() -> None:
     assert sorted(first(4, 10, 0, 2) + first(4, 10, 1, 2)) == list(range(10, 18))
 
 
+def test_replayed_pictures_are_those_that_came() -> None:
+    def mark(batch: fit.Batch, generator: torch.Generator) -> fit.Batch:
+        return batch | {"again": torch.randint(9, (4,), generator=generator)}
+
+    def first(count: int, times: int, kept: int) -> list[fit.Batch]:
+        loader = fit.endless_loader(Blobs(), 4, 0, 0)
+        made = fit.replayed(loader, times, kept, mark, seed=1)
+        return [batch for batch, _ in zip(made, range(count), strict=False)]
+
+    once = first(3, 1, 100)
+    assert [b["index"].tolist() for b in once] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    thrice = first(60, 3, 16)
+    fresh, again = thrice[::3], [b for n, b in enumerate(thrice) if n % 3]
+    assert [i for b in fresh for i in b["index"].tolist()] == list(range(80))
+    assert not any("again" in b for b in fresh)
+    assert all("again" in b for b in again)
+    for place, batch in enumerate(again):
+        assert max(batch["index"].tolist()) < 4 * (place // 2 + 1)  # it came before
+        for image, at, index in zip(batch["image"], batch["at"], batch["index"], strict=True):
+            torch.testing.assert_close(image, torch.from_numpy(Blobs()[int(index)]["image"]))
+            torch.testing.assert_close(at, torch.from_numpy(Blobs()[int(index)]["at"]))
+    assert (
+        len({int(i) for b in again[-6:] for i in b["index"]}) <= 16 + 2 * 4
+    )  # 16 are kept; two batches came since
+    assert [b["index"].tolist() for b in first(60, 3, 16)] == [b["index"].tolist() for b in thrice]
+
+
 def test_split_indices_cover_everything_once() -> None:
     shares = [distributed.split_indices(11, rank, 3) for rank in range(3)]
     assert sorted(i for share in shares for i in share) == list(range(11))

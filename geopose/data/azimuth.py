@@ -8,13 +8,15 @@ holds [k - 1/2, k + 1/2) 360/N: with four, the front, left, rear and right quart
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from geopose.cad.gallery import car
@@ -164,6 +166,21 @@ def split_cars(cars: Sequence[CadModel]) -> tuple[list[CadModel], list[CadModel]
     if len(cars) < 4:
         return list(cars), list(cars)
     return [c for i, c in enumerate(cars) if i % 4 != 3], list(cars[3::4])
+
+
+def mirrored(batch: Mapping[str, Tensor], classes: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """image (B, 3, S, S), azimuth and label (B,) of a batch, each picture mirrored left to right with probability 1/2.
+
+    A mirrored car is a car as well: its azimuth is the opposite one. What is not the same in a mirror, R, t and K, is
+    left out.
+    """
+    flip = torch.rand(len(batch["azimuth"]), generator=generator) < 0.5
+    azimuth = torch.where(flip, -batch["azimuth"], batch["azimuth"])
+    return {
+        "image": torch.where(flip[:, None, None, None], batch["image"].flip(-1), batch["image"]),
+        "azimuth": azimuth,
+        "label": torch.from_numpy(class_of(azimuth.numpy(), classes)),
+    }
 
 
 class AzimuthDataset(Dataset):
