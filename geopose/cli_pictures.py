@@ -48,7 +48,7 @@ def demo(arguments: Arguments) -> int:
     return SUCCESS
 
 
-def estimate_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_photo_and_object(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photo", help="picture file")
     parser.add_argument(
         "--cad", metavar="FILE", help="mesh file or built-in name: takes the model trained for it"
@@ -57,31 +57,39 @@ def estimate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="FILE", help="checkpoint; with it, --cad is not needed")
     add_camera(parser)
     add_box(parser)
+
+
+def estimate_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_photo_and_object(parser)
     parser.add_argument("--overlay", metavar="FILE", help="write the picture with the pose drawn on it")
     parser.add_argument("--device", help='"cpu", "cuda", ... (default: a GPU when there is one)')
     add_json(parser)
 
 
 def estimate(arguments: Arguments) -> int:
+    from geopose.visualize import save_image
+
+    found = _estimated(arguments)
+    if arguments.overlay:
+        save_image(found.overlay(arguments.photo), arguments.overlay)
+    report(arguments, _estimate_text(found), found.to_json())
+    return SUCCESS if found.status == "ok" else NO_POSE
+
+
+def _estimated(arguments: Arguments) -> PoseEstimate:
     from geopose.cad.model import load_cad
     from geopose.estimate import PoseEstimator, estimate_pose, model_of
     from geopose.image import load_image
-    from geopose.visualize import save_image
 
     if not (arguments.cad or arguments.model):
         raise ValueError("one of --cad and --model is needed")
     camera = camera_from(arguments, lambda: load_image(arguments.photo)[0].shape[1::-1])
     path = arguments.model or model_of(arguments.cad, arguments.unit)
     estimator = PoseEstimator.load(path, arguments.device)
-    if arguments.cad:
-        cad = load_cad(arguments.cad, arguments.unit) if arguments.unit else arguments.cad
-        estimate = estimate_pose(arguments.photo, cad, camera=camera, box=arguments.box, model=estimator)
-    else:
-        estimate = estimator.estimate(arguments.photo, camera, arguments.box)
-    if arguments.overlay:
-        save_image(estimate.overlay(arguments.photo), arguments.overlay)
-    report(arguments, _estimate_text(estimate), estimate.to_json())
-    return SUCCESS if estimate.status == "ok" else NO_POSE
+    if not arguments.cad:
+        return estimator.estimate(arguments.photo, camera, arguments.box)
+    cad = load_cad(arguments.cad, arguments.unit) if arguments.unit else arguments.cad
+    return estimate_pose(arguments.photo, cad, camera=camera, box=arguments.box, model=estimator)
 
 
 def _estimate_text(estimate: PoseEstimate) -> str:
@@ -181,10 +189,12 @@ def diagnose(arguments: Arguments) -> int:
 
 
 def view_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photo", help="picture file")
-    parser.add_argument("--model", required=True, metavar="FILE", help="checkpoint")
-    add_camera(parser)
-    add_box(parser)
+    _add_photo_and_object(parser)
+    parser.add_argument(
+        "--estimate",
+        metavar="FILE",
+        help="show this answer, written by `geopose estimate --json FILE`, instead of estimating again",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="who may look (default: this machine)")
     parser.add_argument("--port", type=int, default=8080, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, metavar="S", help="stop then (default: Ctrl-C)")
@@ -198,21 +208,31 @@ def view(arguments: Arguments) -> int:
         import viser
     except ImportError:
         raise ImportError('the 3D view needs viser: pip install "geopose[view]"') from None
-    from geopose.estimate import PoseEstimator
-    from geopose.image import load_image
     from geopose.view import build_scene
 
-    camera = camera_from(arguments, lambda: load_image(arguments.photo)[0].shape[1::-1])
-    estimator = PoseEstimator.load(arguments.model, arguments.device)
-    estimate = estimator.estimate(arguments.photo, camera, arguments.box)
-    print(_estimate_text(estimate))
+    found = _saved(arguments) if arguments.estimate else _estimated(arguments)
+    print(_estimate_text(found))
     server = viser.ViserServer(arguments.host, arguments.port, label="geopose", verbose=False)
     try:
-        build_scene(server, estimate, arguments.photo)
+        build_scene(server, found, arguments.photo)
         print(f"look at http://{arguments.host}:{server.get_port()} (Ctrl-C ends it)", flush=True)
         threading.Event().wait(arguments.seconds)
     except KeyboardInterrupt:
         pass
     finally:
         server.stop()
-    return SUCCESS if estimate.status == "ok" else NO_POSE
+    return SUCCESS if found.status == "ok" else NO_POSE
+
+
+def _saved(arguments: Arguments) -> PoseEstimate:
+    from geopose.cad.model import load_cad
+    from geopose.estimate import PoseEstimator
+    from geopose.saved import read_estimate
+
+    if arguments.camera or arguments.fov is not None or arguments.box:
+        raise ValueError("--estimate: tells camera and place itself; leave out --camera, --fov and --box")
+    if not (arguments.cad or arguments.model):
+        raise ValueError("--estimate: one of --cad and --model is needed, too: they hold the mesh")
+    if arguments.model:
+        return read_estimate(arguments.estimate, PoseEstimator.load(arguments.model, "cpu").model)
+    return read_estimate(arguments.estimate, load_cad(arguments.cad, arguments.unit))

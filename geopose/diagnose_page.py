@@ -17,7 +17,7 @@ from geopose._io import atomic_path
 from geopose.data.sample import projected_box, square
 from geopose.diagnose import Diagnosis
 from geopose.geometry.pose import Pose
-from geopose.report import STYLE
+from geopose.report import html_page
 from geopose.stages import cut_square
 from geopose.visualize import (
     GREEN,
@@ -37,7 +37,8 @@ WHITE = (255, 255, 255)
 _ZOOM = 640  # pixels of an enlarged crop
 _WIDEST = 900  # pixels of a whole picture
 _MORE_STYLE = """
-figure { width: 47%; min-width: 320px } table { margin: .6em 0 1.4em } td, th { text-align: left; vertical-align: top }
+figure { width: 47% } table { margin: .6em 0 1.4em } td, th { text-align: left; vertical-align: top }
+@media (max-width: 600px) { figure { width: 100% } }
 .verdict { border-left: 6px solid #1667c2; padding: .4em 1em; background: #f2f6fb; font-size: 17px }
 .failed td { background: #fdeaea } .failed td:first-child { font-weight: bold }
 """
@@ -45,10 +46,10 @@ figure { width: 47%; min-width: 320px } table { margin: .6em 0 1.4em } td, th { 
 
 def write_page(diagnosis: Diagnosis, path: str | Path, title: str) -> Path:
     """The path of the HTML page written."""
-    body = "\n".join(_sections(diagnosis, title))
-    head = f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}{_MORE_STYLE}</style>"
     with atomic_path(path) as temporary:
-        temporary.write_text(head + body + "\n", encoding="utf-8")
+        temporary.write_text(
+            html_page(title, "\n".join(_sections(diagnosis, title)), _MORE_STYLE), encoding="utf-8"
+        )
     return Path(path)
 
 

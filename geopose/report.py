@@ -16,12 +16,22 @@ from geopose._io import atomic_path
 from geopose.scores import Score
 from geopose.summary import Evaluation, rows_of
 
-STYLE = """
+_STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse } td, th { padding: .15em .9em; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { text-align: left } figure { display: inline-block; margin: .4em; width: 360px;
-vertical-align: top } figure img { width: 100% } figcaption { font-size: 12px } svg { margin: 1em 0 }
+h1 { font-size: 1.6em; overflow-wrap: anywhere } h2::first-letter { text-transform: uppercase }
+table { border-collapse: collapse; display: block; overflow-x: auto } figure img, svg { max-width: 100%; height: auto }
+td, th { padding: .15em .9em; text-align: right; border-bottom: 1px solid #ddd } svg { margin: 1em 0 }
+td:first-child, th:first-child { text-align: left } figcaption { font-size: 12px }
+figure { display: inline-block; margin: .4em; width: 360px; max-width: calc(100% - .8em); vertical-align: top }
+figure img { width: 100% } @media (max-width: 600px) { td, th { padding: .15em .4em } body { margin: 1em auto } }
 """
+
+
+def html_page(title: str, body: str, style: str = "") -> str:
+    """The text of a page that needs no other file and fits a telephone, too; `style` is added to the CSS of all."""
+    width = "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+    head = f"<!doctype html><html lang='en'><meta charset='utf-8'>{width}<title>{escape(title)}</title>"
+    return f"{head}<style>{_STYLE}{style}</style>{body}\n"
 
 
 @dataclass(frozen=True)
@@ -58,15 +68,16 @@ def write_report(path: str | Path, evaluation: Evaluation, shown: Sequence[Shown
         "<h2>Share of instances with ADD(-S) below a share of the diameter</h2>",
         _curve(evaluation),
         f"<h2>Skipped pictures</h2><ul>{skipped}</ul>" if skipped else "",
-        "<p>In the pictures, the convex outline of the true pose is blue.</p>" if shown else "",
+        "<p>In the pictures, the object is drawn at the pose found; the convex outline of the true pose is blue.</p>"
+        if shown
+        else "",
         *(
             f"<h2>{escape(kind)}</h2>" + "".join(_figure(s) for s in group)
             for kind, group in groupby(shown, lambda s: s.kind)
         ),
     ]
-    page = f"<!doctype html><meta charset='utf-8'><title>{escape(evaluation.title)}</title><style>{STYLE}</style>"
     with atomic_path(path) as temporary:
-        temporary.write_text(page + "\n".join(parts) + "\n", encoding="utf-8")
+        temporary.write_text(html_page(evaluation.title, "\n".join(parts)), encoding="utf-8")
     return Path(path)
 
 
@@ -103,8 +114,10 @@ def _curve(evaluation: Evaluation, width: int = 560, height: int = 220, most: fl
             f"{40 + a / most * width:.1f},{10 + (1 - b) * height:.1f}" for a, b in zip(x, y, strict=True)
         )
         lines.append(f"<polyline fill='none' stroke='{color}' stroke-width='2' points='{points}'/>")
-        at = 25 + 16 * len(lines)
-        lines.append(f"<text x='60' y='{at}' fill='{color}' font-size='12'>{escape(group.name)}</text>")
+        at = f"x='{width + 30}' y='{height + 4 - 8 * len(lines)}'"  # below the curves, which rise
+        lines.append(
+            f"<text {at} text-anchor='end' fill='{color}' font-size='12'>{escape(group.name)}</text>"
+        )
     tenth = 40 + 0.1 / most * width
     ticks = "".join(
         f"<text x='{40 + v / most * width:.0f}' y='{height + 26}' font-size='11' text-anchor='middle'>{v:g} d</text>"
@@ -116,4 +129,5 @@ def _curve(evaluation: Evaluation, width: int = 560, height: int = 220, most: fl
     )
     frame = f"<rect x='40' y='10' width='{width}' height='{height}' fill='none' stroke='#bbb'/>"
     dash = f"<line x1='{tenth}' x2='{tenth}' y1='10' y2='{height + 10}' stroke='#bbb' stroke-dasharray='4'/>"
-    return f"<svg width='{width + 60}' height='{height + 34}'>{frame}{dash}{ticks}{''.join(lines)}</svg>"
+    size = f"width='{width + 60}' height='{height + 34}' viewBox='0 0 {width + 60} {height + 34}'"
+    return f"<svg {size}>{frame}{dash}{ticks}{''.join(lines)}</svg>"

@@ -40,6 +40,8 @@ from geopose.geometry.pose import Pose
 from geopose.image import load_image
 from geopose.nets.places import read_arrays
 from geopose.opencv_yaml import read_opencv_pose, write_opencv
+from geopose.result import PoseEstimate
+from geopose.saved import read_estimate
 
 REFUSALS = (ValueError, FileNotFoundError)
 CAMERA = Camera(60.0, 61.0, 31.0, 23.5, (64, 48), (0.1, 0.0, 0.0, 0.01))
@@ -130,6 +132,29 @@ def _opencv(name: str) -> Reader:
     return Reader(lambda root: write_opencv(root / name, CAMERA, pose, np.eye(6)), (name,), both)
 
 
+def _estimate() -> PoseEstimate:
+    pose, rows = Pose(np.eye(3), np.array([0.0, 0.0, 4.0])), np.ones((4, 2))
+    keypoints = {
+        "points_px": rows,
+        "cov_px": np.ones((4, 2, 2)),
+        "inliers": rows[:, 0] > 0,
+        "points_obj": np.ones((4, 3)),
+    }
+    return PoseEstimate(
+        pose,
+        np.eye(6),
+        "ok",
+        ("so",),
+        0.9,
+        keypoints,
+        np.arange(4.0),
+        (),
+        {"total": 0.1},
+        CAMERA,
+        load_cad("car"),
+    )
+
+
 READERS: Mapping[str, Reader] = {
     "camera_json": Reader(
         lambda r: CAMERA.save(r / "c.json"), ("c.json",), lambda r: Camera.load(r / "c.json")
@@ -186,6 +211,11 @@ READERS: Mapping[str, Reader] = {
         lambda r: (r / "t.csv").write_text('ImageID,distance,location\n0,351,"[215, 158]"\n7,61,"[4, 511]"\n'),
         ("t.csv",),
         lambda r: read_labels(r / "t.csv"),
+    ),
+    "saved": Reader(
+        lambda r: (r / "e.json").write_text(_estimate().to_json()),
+        ("e.json",),
+        lambda r: read_estimate(r / "e.json", load_cad("car")),
     ),
     "picture_png": _picture("p.png"),
     "picture_jpg": _picture("p.jpg"),

@@ -267,3 +267,4 @@ def test_a_page_without_anything_found(estimator: PoseEstimator, tmp_path: Path)
     text = write_page(found, tmp_path / "p.html", "a <grey> wall").read_text()
     assert "Likely cause: not in view" in text
     assert "a &lt;grey&gt; wall" in text
+    assert "<meta name='viewport' content='width=device-width" in text, "a telephone does not shrink it"

@@ -307,6 +307,7 @@ def test_an_oracle_is_perfect(bop: Path, tmp_path: Path) -> None:
     page = paths["report"].read_text()
     assert page.count("<img") == 18
     assert "http" not in page.replace("http-equiv", "")
+    assert "<meta name='viewport' content='width=device-width" in page, "a telephone does not shrink it"
     text = str(evaluation)
     assert "whole pictures, no box given" in text
     assert "100.0 %" in text
