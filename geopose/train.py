@@ -282,7 +282,7 @@ class _Run:
 
     def meta(self) -> dict[str, Any]:
         """What the checkpoint says beside the weights; its commands, minutes and images include those of the start."""
-        light = self.model.baked().simplified(_MESH_FACES)
+        light = self.model.baked(_MESH_FACES).simplified(_MESH_FACES)
         options = {k: v for k, v in asdict(self.options).items() if k not in ("restart", "quiet", "device")}
         options["start"] = self.options.start and Path(self.options.start).name
         cad = self.model.source if Path(self.model.source).is_file() else self.model.name

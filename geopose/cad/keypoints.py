@@ -65,8 +65,7 @@ def _candidates(model: CadModel) -> tuple[Array, Array, cKDTree]:
     generator = np.random.default_rng(0)
     dense, face, bary = mesh.sample_surface(model.vertices, model.faces, 20_000, generator)
     normals = mesh.face_areas_normals(model.vertices, model.faces)[1][face]
-    colors = model.baked().colors
-    paint = None if colors is None else np.einsum("nk,nkc->nc", bary, colors[model.faces[face]].astype(float))
+    paint = model.color_at(face, bary)
     corners, copies = np.unique(model.vertices, axis=0, return_counts=True)
     some = np.sort(generator.permutation(len(corners))[:2_000])
     places = np.concatenate([corners[some], dense[::10]])

@@ -133,6 +133,39 @@ def sample_surface(
     return np.einsum("nk,nki->ni", weights, vertices[faces[face]].astype(np.float64)), face, weights
 
 
+def split_faces(vertices: NDArray, faces: NDArray, chosen: NDArray) -> tuple[Index, Index]:
+    """Chosen faces cut into four in the middles of their edges, and their neighbours so that no gap opens.
+
+    Args:
+        vertices: (V, 3); those in the same place are one, so that both sides of a seam are cut.
+        chosen: indices into faces (F, 3).
+    Returns:
+        (ends (M, 2) of the edges whose middles are the vertices V, V + 1, ..., faces (F', 3)).
+    """
+    label = weld(vertices)
+    edges = np.stack([faces, np.roll(faces, -1, axis=1)], axis=-1).astype(np.int64)  # (F, 3, 2)
+    low, high = label[edges].min(-1), label[edges].max(-1)
+    key = low * (int(label.max()) + 1) + high
+    cut = np.isin(key, key[chosen]) & (low != high)
+    ends, inverse = np.unique(np.sort(edges[cut], axis=1), axis=0, return_inverse=True)
+    middle = np.full(cut.shape, -1, np.int64)
+    middle[cut] = len(vertices) + inverse.reshape(-1)
+    number = cut.sum(1)
+    # Turned so that a single cut is in the first edge, and that of two cuts the uncut edge is the last.
+    first = np.where(number == 1, cut.argmax(1), (cut.argmin(1) + 1) % 3)
+    turn = (first[:, None] + np.arange(3)) % 3
+    a, b, c = np.take_along_axis(faces, turn, 1).astype(np.int64).T
+    ab, bc, ca = np.take_along_axis(middle, turn, 1).T
+    pieces = {
+        0: [(a, b, c)],
+        1: [(a, ab, c), (ab, b, c)],
+        2: [(ab, b, bc), (a, ab, bc), (a, bc, c)],
+        3: [(a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca)],
+    }
+    made = [np.stack(piece, 1)[number == n] for n, those in pieces.items() for piece in those]
+    return ends, np.concatenate(made)
+
+
 def decimate(vertices: NDArray, faces: NDArray, max_faces: int) -> tuple[Array, Index]:
     """About `max_faces` faces at most, welded, by quadric edge collapse: (vertices (V, 3), faces (F, 3))."""
     import fast_simplification

@@ -94,30 +94,62 @@ class CadModel:
         points, face, _ = mesh.sample_surface(self.vertices, self.faces, n, generator)
         return points, face
 
-    def baked(self) -> CadModel:
-        """The model with its texture turned into vertex colours; itself when it has no texture."""
+    def color_at(self, face: NDArray, weights: NDArray) -> NDArray | None:
+        """sRGB colours (N, 3) in [0, 1] of places on the surface, or None for a plain mesh.
+
+        Args:
+            face: (N,) their faces; weights: (N, 3) barycentric, as `mesh.sample_surface` gives them.
+        """
+        corners = self.faces[face]
+        if self.texture is not None and self.uv is not None:
+            return appearance.sample_texture(self.texture, np.einsum("nk,nkc->nc", weights, self.uv[corners]))
+        if self.colors is not None:
+            return np.einsum("nk,nkc->nc", weights, self.colors[corners].astype(np.float64))
+        return None
+
+    def baked(self, max_faces: int = 0) -> CadModel:
+        """The model with its texture turned into vertex colours; itself when it has no texture.
+
+        max_faces: to as many faces at most, those are split in which colours between the corners would miss most of the
+        texture: a label on a box has no corners of its own.
+        """
         if self.texture is None or self.uv is None:
             return self
-        return replace(self, colors=appearance.sample_texture(self.texture, self.uv), uv=None, texture=None)
+        vertices, uv, normals = self.vertices, self.uv, self.normals
+        faces: NDArray = self.faces
+        while len(faces) < max_faces:
+            missed = appearance.missed_texture(self.texture, uv, vertices, faces)
+            room = (max_faces - len(faces)) // 6  # a face becomes four, and each of its neighbours two
+            worst = np.argsort(-missed, kind="stable")[: max(room, 0)]
+            worst = worst[missed[worst] > 0]
+            if len(worst) == 0:
+                break
+            ends, faces = mesh.split_faces(vertices, faces, worst)
+            vertices, uv, normals = (
+                np.concatenate([rows, rows[ends].mean(axis=1)]) for rows in (vertices, uv, normals)
+            )
+        length = np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+        return replace(
+            self, vertices=vertices, faces=faces.astype(np.int32), normals=(normals / length).astype(np.float32),
+            colors=appearance.sample_texture(self.texture, uv), uv=None, texture=None,
+        )  # fmt: skip
 
     def simplified(self, max_faces: int) -> CadModel:
         """The model with about `max_faces` faces at most; itself when it has no more.
 
         Quadric edge collapse (Garland and Heckbert, SIGGRAPH 1997) by fast-simplification; the colours are
         those of the nearest place of the original surface that faces the same way. A texture is baked into
-        them. The content hash
-        stays that of the original: it is the same object.
+        them. The content hash stays that of the original: it is the same object.
         """
         if max_faces < 4:
             raise ValueError(f"max_faces: got {max_faces}, expected at least 4")
         if len(self.faces) <= max_faces:
             return self
         vertices, faces = mesh.decimate(self.vertices, self.faces, max_faces)
-        baked = self.baked()
         colors = None
-        if baked.colors is not None:
+        if self.colors is not None or self.texture is not None:
             corner = appearance.transfer_colors(
-                baked.vertices, baked.faces, baked.colors, vertices, faces, self.diameter
+                self.vertices, self.faces, self.color_at, vertices, faces, self.diameter
             )
             source, faces, colors = appearance.split_by_color(faces, corner)
             vertices = vertices[source]

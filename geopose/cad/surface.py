@@ -43,11 +43,10 @@ class Surface:
         places = np.unique(vertices, axis=0)
         self.corners = places[generator.permutation(len(places))[:probes]]
         self.shuffled = generator.permutation(probes)
-        colors = model.baked().colors if use_color else None
-        self.painted = colors is not None and bool(np.ptp(colors, axis=0).max() > 0.05)
-        if colors is not None and self.painted:
-            self.colors = np.einsum("nk,nkc->nc", weights, colors[model.faces[face]].astype(np.float64))
-            seen = np.einsum("nk,nkc->nc", dense_weights, colors[model.faces[self.face]].astype(np.float64))
+        seen = model.color_at(self.face, dense_weights) if use_color else None
+        self.painted = seen is not None and bool(np.ptp(seen, axis=0).max() > 0.05)
+        if seen is not None and self.painted:
+            self.colors = np.asarray(model.color_at(face, weights), np.float64)
             self.color_tree = cKDTree(np.concatenate([self.dense / REACH, seen / COLOR_STEP], axis=1))
 
     def closest(self, points: Array, neighbours: int = 5) -> tuple[Array, NDArray[np.int64]]:

@@ -85,7 +85,7 @@ class PictureMaker:
     """Pictures of one mesh under random light, among random things."""
 
     def __init__(self, model: CadModel, options: SyntheticOptions) -> None:
-        self.model = model.baked().simplified(options.max_faces)
+        self.model = model.baked(options.max_faces).simplified(options.max_faces)
         self.options = options
         self.vertices = self.model.vertices
         self.centre = 0.5 * (self.model.bounds[0] + self.model.bounds[1])

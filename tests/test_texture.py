@@ -1,0 +1,118 @@
+"""Paint that only a texture has: a box of twelve faces with labels is neither plain nor symmetric anywhere."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import trimesh
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from geopose.cad import CadModel, choose_keypoints, find_symmetries, load_cad, mesh
+from geopose.cad.render import render
+from geopose.data.picture import PictureMaker, SyntheticOptions
+from geopose.data.sample import look_at
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+
+EXTENTS = np.array([0.06, 0.10, 0.04])
+
+
+def labelled(paint: bool = True) -> CadModel:
+    """A white box, corners white too, with a blue disk on one side and letters on two others."""
+    box = trimesh.creation.box(EXTENTS)
+    uv = np.zeros((12, 3, 2))
+    for face, normal in enumerate(box.face_normals):
+        axis = int(np.abs(normal).argmax())
+        tile = 2 * axis + int(normal[axis] > 0)  # of an atlas of three times two sides
+        across = [k for k in range(3) if k != axis]
+        place = box.vertices[box.faces[face]][:, across] / EXTENTS[across] + 0.5
+        uv[face] = (0.01 + 0.98 * place) * [1 / 3, 1 / 2] + [tile % 3 / 3, tile // 3 / 2]
+    picture = np.full((400, 600, 3), 240, np.uint8)
+    if paint:
+        cv2.circle(picture, (300, 300), 55, (20, 90, 200), -1)
+        cv2.putText(picture, "GEO", (15, 330), cv2.FONT_HERSHEY_SIMPLEX, 2.3, (200, 20, 20), 12)
+        cv2.putText(picture, "12", (430, 120), cv2.FONT_HERSHEY_SIMPLEX, 2.3, (20, 120, 30), 12)
+    skin = trimesh.visual.TextureVisuals(uv=uv.reshape(-1, 2), image=Image.fromarray(picture))
+    corners = box.vertices[box.faces].reshape(-1, 3)
+    return load_cad(trimesh.Trimesh(corners, np.arange(36).reshape(-1, 3), visual=skin, process=False), "m")
+
+
+@pytest.fixture(scope="module")
+def box() -> CadModel:
+    return labelled()
+
+
+def pictures(model: CadModel) -> np.ndarray:
+    """The box from eight sides, unlit."""
+    camera = Camera(200, 200, 63.5, 63.5, (128, 128))
+    turns = [look_at(e, a, 0.0) for e in (0.6, -0.6) for a in (0.5, 2.1, 3.6, 5.2)]
+    poses = Pose(np.stack(turns), np.tile([0.0, 0.0, 0.25], (8, 1)))
+    return render(model, camera, poses).color.astype(float)
+
+
+def test_only_a_box_without_labels_is_symmetric(box: CadModel) -> None:
+    assert len(find_symmetries(labelled(paint=False)).discrete) == 4
+    assert len(find_symmetries(box).discrete) == 1
+
+
+def test_baked_paint_looks_like_the_texture(box: CadModel) -> None:
+    expected = pictures(box)
+    inside = expected.sum(-1) > 0
+    for faces, most in ((1000, 0.015), (2500, 0.007)):
+        baked = box.baked(faces)
+        assert baked.texture is None
+        assert len(baked.faces) <= faces
+        assert baked.is_watertight
+        assert baked.content_hash == box.content_hash
+        area = mesh.face_areas_normals(baked.vertices, baked.faces)[0]
+        assert area.sum() == pytest.approx(2 * sum(np.prod(EXTENTS) / EXTENTS), rel=1e-9)
+        np.testing.assert_allclose(np.linalg.norm(baked.normals, axis=1), 1, atol=1e-5)
+        lost = np.abs(pictures(baked) - expected)[inside].mean()
+        assert lost < most
+    plain = np.abs(pictures(box.baked()) - expected)[inside].mean()
+    assert plain > 0.03  # nothing of the labels is on a corner
+    assert len(box.baked().faces) == 12
+
+
+def test_a_plain_texture_needs_no_more_faces() -> None:
+    assert len(labelled(paint=False).baked(2500).faces) == 12
+
+
+def test_training_pictures_show_the_labels(box: CadModel) -> None:
+    maker = PictureMaker(box, SyntheticOptions())
+    assert maker.model.colors is not None
+    assert 1000 < len(maker.model.faces) <= SyntheticOptions().max_faces
+    assert np.ptp(maker.model.colors, axis=0).min() > 0.5
+
+
+def test_keypoints_are_drawn_to_the_labels(box: CadModel) -> None:
+    """Off the edges, where a plain box has none: the borders of the paint are places that can be told apart."""
+
+    def on_walls(model: CadModel) -> int:
+        points = np.asarray(choose_keypoints(model, 16))
+        from_edges = np.sort(EXTENTS / 2 - np.abs(points), axis=1)[:, 1]  # to the second nearest wall
+        return int((from_edges > 0.008).sum())
+
+    assert on_walls(box) > on_walls(labelled(paint=False))
+
+
+@given(st.sets(st.integers(0, 79), min_size=1, max_size=30), st.booleans())
+def test_split_faces_leave_the_surface_as_it_is(chosen: set[int], seams: bool) -> None:
+    ball = trimesh.creation.icosphere(subdivisions=1)
+    vertices, faces = np.asarray(ball.vertices), np.asarray(ball.faces)
+    if seams:  # every face has corners of its own, in the same places
+        vertices, faces = vertices[faces].reshape(-1, 3), np.arange(240).reshape(-1, 3)
+    ends, cut = mesh.split_faces(vertices, faces, np.array(sorted(chosen)))
+    more = np.concatenate([vertices, vertices[ends].mean(axis=1)])
+    old_area, old_normal = mesh.face_areas_normals(vertices, faces)
+    area, normal = mesh.face_areas_normals(more, cut)
+    assert area.sum() == pytest.approx(old_area.sum())
+    assert mesh.signed_volume(more, cut) == pytest.approx(mesh.signed_volume(vertices, faces))
+    assert mesh.boundary_edges(more, cut) == 0
+    assert ((normal @ old_normal.T).max(axis=1) > 1 - 1e-9).all()  # each piece lies in an old face
+    small = np.isclose(area[:, None], old_area[sorted(chosen)] / 4).any(axis=1)
+    assert small.sum() >= 4 * len(chosen)
+    assert len(cut) <= len(faces) + 3 * len(chosen) + 3 * len(chosen)
