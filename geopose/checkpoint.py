@@ -33,7 +33,7 @@ _MESH_DTYPES = {"vertices": np.float32, "faces": np.int32, "colors": np.float32}
 
 
 def save_model(path: str | Path, nets: Mapping[str, nn.Module], meta: Mapping[str, Any]) -> Path:
-    """The path of the checkpoint written; the file appears whole or not at all.
+    """The path of the checkpoint written; the file appears whole or not at all, even if the power fails.
 
     Args:
         path: where to write; folders are made.
@@ -65,7 +65,7 @@ def save_model(path: str | Path, nets: Mapping[str, nn.Module], meta: Mapping[st
     if size > MAX_BYTES:
         raise ValueError(f"nets: {size / 1e6:.1f} MB as stored, expected at most {MAX_BYTES / 1e6:.0f} MB")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=True) as temporary:
         text = json.dumps(jsonable(meta), allow_nan=False)
         temporary.write_bytes(save(tensors, metadata={_METADATA_KEY: text}))
     return path
@@ -108,6 +108,10 @@ def load_model(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata of a checkpoint, without reading its weights. Raises as `load_model` does."""
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path}: is a folder, expected a checkpoint, the file that `geopose train --out` wrote"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such checkpoint; `geopose train part.stl --out {path}` makes one"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import errno
 import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import geopose
 from geopose import cli_figures, cli_models, cli_pictures
-from geopose.cli_options import FAILURE, INTERRUPTED, Arguments
+from geopose.cli_options import FAILURE, INTERRUPTED, USAGE, Arguments
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             if not debug:
                 warnings.showwarning = _show_warning
-            arguments = _parser(argv).parse_args(argv)
+            arguments = _parsed(argv)
             return COMMANDS[arguments.command].run(arguments)
     except KeyboardInterrupt:
         print("geopose: interrupted", file=sys.stderr)
@@ -51,7 +53,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILURE
 
 
+_ADVICE = {
+    errno.EISDIR: "it is a folder, give the name of a file",
+    errno.EEXIST: "it is in the way, choose another name",
+    errno.ENOTDIR: "a file is where a folder should be, choose another place",
+    errno.ENOENT: "look at the name and its folder",
+    errno.EACCES: "you have no right to do that there, choose another place or have its rights changed",
+    errno.EROFS: "choose a place where you may write",
+    errno.ENOSPC: "make room, then run the same command again",
+}
+
+
 def _in_one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in _ADVICE and error.filename is not None:
+        return f"{error.strerror}: {str(error.filename)!r}: {_ADVICE[error.errno]}"
     advice = geopose.import_advice(error) if isinstance(error, ImportError) else None
     text = " ".join((advice or str(error)).split()) or type(error).__name__
     expected = isinstance(error, (ValueError, OSError, ImportError)) or type(error) is RuntimeError
@@ -62,7 +77,36 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
     print(f"geopose: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def _parsed(argv: Sequence[str]) -> Arguments:
+    """The arguments; wrong usage ends the program with what was probably meant."""
+    parser, subparsers = _parser(argv)
+    if not argv:
+        parser.print_help(sys.stderr)
+        raise SystemExit(USAGE)
+    asked = _command(argv)
+    if asked is not None and asked not in COMMANDS:
+        parser.error(f"no command {asked!r}{_meant(asked, COMMANDS)}; there are {', '.join(COMMANDS)}")
+    arguments, unknown = parser.parse_known_args(argv)
+    unknown = [word.split("=")[0] for word in unknown if word != "--debug"]  # which main() has seen to
+    if unknown:
+        sub, word = subparsers[arguments.command], next((w for w in unknown if w.startswith("-")), unknown[0])
+        wrong = f"no argument {word!r}{_meant(word, sub._option_string_actions)}"
+        said = wrong if word.startswith("-") else f"{word!r} is one too many"
+        sub.error(f"{said}; `{sub.prog} --help` lists what there is")
+    return arguments
+
+
+def _command(argv: Sequence[str]) -> str | None:
+    return next((word for word in argv if not word.startswith("-")), None)
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of the commands, of which only the one that is asked for knows its arguments."""
     parser = argparse.ArgumentParser(
         prog="geopose",
         description="From a CAD file to a calibrated 6-DoF pose, learned from nothing but renders.",
@@ -71,7 +115,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"geopose {geopose.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    asked = next((word for word in argv if not word.startswith("-")), None)
+    asked = _command(argv)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.help)
         sub.add_argument(
@@ -79,7 +123,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         )
         if name == asked:
             command.add_arguments(sub)
-    return parser
+    return parser, commands.choices
 
 
 COMMANDS = {

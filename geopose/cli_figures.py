@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from geopose.cli_options import SUCCESS, Arguments, add_json, add_options, options_from, report
+from geopose.cli_options import SUCCESS, Arguments, add_json, add_options, options_from, output_file, report
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +29,12 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--visib", type=float, default=0.6, help="visible share of the first column (default: %(default)s)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
-    parser.add_argument("--csv", metavar="FILE", help="write the BOP challenge's results file")
-    parser.add_argument("--report", metavar="FILE", help="write an HTML report with pictures")
+    parser.add_argument(
+        "--csv", metavar="FILE", type=output_file, help="write the BOP challenge's results file"
+    )
+    parser.add_argument(
+        "--report", metavar="FILE", type=output_file, help="write an HTML report with pictures"
+    )
     parser.add_argument("--device", help='"cpu", "cuda", ... (default: a GPU when there is one)')
     add_json(parser)
 

@@ -11,10 +11,12 @@ from geopose.cli_options import (
     SUCCESS,
     UNITS,
     Arguments,
+    add_folder,
     add_json,
     add_options,
     load_part,
     options_from,
+    output_file,
     report,
 )
 
@@ -35,7 +37,10 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("part", help="mesh file (.stl .obj .ply .glb ...) or built-in name (xwing, iss, car)")
     parser.add_argument(
-        "--out", metavar="FILE", help="checkpoint (default: the cache, where `estimate` finds it)"
+        "--out",
+        metavar="FILE",
+        type=output_file,
+        help="checkpoint (default: the cache, where `estimate` finds it)",
     )
     add_options(parser, TrainOptions)
 
@@ -46,9 +51,17 @@ def train(arguments: Arguments) -> int:
 
     options = options_from(arguments, TrainOptions)
     model = load_part(arguments)
-    out = arguments.out or cached_path(model.name, model.content_hash)
+    out = arguments.out or _into_cache(cached_path(model.name, model.content_hash))
     print(train(model, out, options))
     return SUCCESS
+
+
+def _into_cache(path: Path) -> Path:
+    try:
+        return Path(output_file(str(path)))
+    except argparse.ArgumentTypeError as error:
+        advice = "give --out FILE, or another cache folder in $GEOPOSE_CACHE"
+        raise ValueError(f"--out: not given, and the cache: {error}; {advice}") from None
 
 
 def render_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +70,9 @@ def render_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("part", help="mesh file or built-in name (xwing, iss, car)")
     parser.add_argument("--unit", choices=UNITS, help="of the mesh, where the file does not say")
+    parser.add_argument("--color", help="of an unpainted mesh: gold, #e8b820, ... (default: any)")
     parser.add_argument("--count", type=int, default=32, help="how many pictures (default: %(default)s)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the set, made where missing")
+    add_folder(parser, "folder of the set, made where missing")
     parser.add_argument(
         "--format", choices=("bop",), default="bop", help="of the data set (default: %(default)s)"
     )
@@ -76,7 +90,7 @@ def render(arguments: Arguments) -> int:
     if arguments.backgrounds and not Path(arguments.backgrounds).is_dir():
         raise ValueError(f"--backgrounds: expected a folder, got {arguments.backgrounds!r}")
     options = options_from(arguments, SyntheticOptions, view=options_from(arguments, ViewSpace))
-    model = load_part(arguments)
+    model = load_part(arguments).painted(arguments.color)
     progress = sys.stderr.isatty()
     print(
         render_set(model, arguments.out, arguments.count, options, arguments.seed, arguments.split, progress)
@@ -86,7 +100,7 @@ def render(arguments: Arguments) -> int:
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="checkpoint (.geopose)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the files, made where missing")
+    add_folder(parser, "folder of the files, made where missing")
     add_json(parser)
 
 

@@ -7,10 +7,12 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import re
 import types
 import typing
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -80,10 +82,58 @@ def options_from(arguments: argparse.Namespace, options: type, **more: Any) -> A
     return options(**{**values, **more})
 
 
+def output_file(text: str) -> str:
+    """The argument, where a file can be written there: said before any work is done, not after."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder, expected the name of a file to write")
+    _check_place(text, path.parent)
+    return text
+
+
+def output_folder(text: str) -> str:
+    """The argument, where files can be written into such a folder."""
+    _check_place(text, Path(text))
+    return text
+
+
+def _check_place(text: str, folder: Path) -> None:
+    there = next((p for p in (folder, *folder.parents) if os.path.exists(p)), Path())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be written: {str(there)!r} is a file, not a folder"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be written: no right to write into {str(there.resolve())!r}, choose another place"
+        )
+
+
+def add_folder(parser: argparse.ArgumentParser, text: str, default: str | None = None) -> None:
+    """--out DIR, required where there is no default."""
+    needed = default is None
+    parser.add_argument(
+        "--out", required=needed, default=default, metavar="DIR", type=output_folder, help=text
+    )
+
+
+def check_input(argument: str, path: str, expected: str) -> None:
+    """Nothing, where a file is there to be read.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the argument, what came and what was expected.
+    """
+    if os.path.isdir(path):
+        raise ValueError(f"{argument}: {path!r} is a folder, expected {expected}")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{argument}: no such file {path!r}, expected {expected}")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="print the result as JSON, or write it to FILE"
-    )
+        "--json", nargs="?", const="-", metavar="FILE", type=output_file,
+        help="print the result as JSON, or write it to FILE",
+    )  # fmt: skip
 
 
 def report(arguments: Arguments, text: str, value: Any) -> None:
@@ -125,7 +175,10 @@ def camera_from(arguments: Arguments, size_wh: Callable[[], tuple[int, int]]) ->
 
     if arguments.camera and arguments.fov is not None:
         raise ValueError("--camera and --fov: only one of them, please")
+    if arguments.fov is not None and not 0 < arguments.fov < 180:
+        raise ValueError(f"--fov: expected degrees between 0 and 180, got {arguments.fov:g}")
     if arguments.camera:
+        check_input("--camera", arguments.camera, "a camera file (.json, .yml, .xml, cameras.txt)")
         return Camera.load(arguments.camera)
     return None if arguments.fov is None else Camera.from_fov(math.radians(arguments.fov), size_wh())
 

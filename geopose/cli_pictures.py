@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,13 @@ from geopose.cli_options import (
     Arguments,
     add_box,
     add_camera,
+    add_folder,
     add_json,
     add_options,
     camera_from,
+    check_input,
     options_from,
+    output_file,
     report,
 )
 
@@ -27,9 +31,7 @@ if TYPE_CHECKING:
 
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", default="geopose-demo", metavar="DIR", help="where to write (default: %(default)s)"
-    )
+    add_folder(parser, "where to write (default: %(default)s)", "geopose-demo")
     parser.add_argument("--model", metavar="FILE", help="another checkpoint of the X-wing")
     parser.add_argument(
         "--frames", type=int, default=48, help="pictures of the flight (default: %(default)s)"
@@ -59,9 +61,21 @@ def _add_photo_and_object(parser: argparse.ArgumentParser) -> None:
     add_box(parser)
 
 
+def output_picture(text: str) -> str:
+    """As `output_file`, for a picture."""
+    from PIL import Image
+
+    suffix = os.path.splitext(text)[1].lower()
+    if suffix not in Image.registered_extensions():
+        raise argparse.ArgumentTypeError(f"{text!r} ends in {suffix!r}, expected .png or .jpg")
+    return output_file(text)
+
+
 def estimate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_photo_and_object(parser)
-    parser.add_argument("--overlay", metavar="FILE", help="write the picture with the pose drawn on it")
+    parser.add_argument(
+        "--overlay", metavar="FILE", type=output_picture, help="write the picture with the pose drawn on it"
+    )
     parser.add_argument("--device", help='"cpu", "cuda", ... (default: a GPU when there is one)')
     add_json(parser)
 
@@ -86,10 +100,15 @@ def _estimated(arguments: Arguments) -> PoseEstimate:
     camera = camera_from(arguments, lambda: load_image(arguments.photo)[0].shape[1::-1])
     path = arguments.model or model_of(arguments.cad, arguments.unit)
     estimator = PoseEstimator.load(path, arguments.device)
+    _check_photo(arguments)
     if not arguments.cad:
         return estimator.estimate(arguments.photo, camera, arguments.box)
     cad = load_cad(arguments.cad, arguments.unit) if arguments.unit else arguments.cad
     return estimate_pose(arguments.photo, cad, camera=camera, box=arguments.box, model=estimator)
+
+
+def _check_photo(arguments: Arguments) -> None:
+    check_input("photo", arguments.photo, "a picture (.jpg, .png, ...)")
 
 
 def _estimate_text(estimate: PoseEstimate) -> str:
@@ -118,9 +137,14 @@ def track_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("source", help="video file, folder of pictures, or number of a camera (0, 1, ...)")
     parser.add_argument("--model", required=True, metavar="FILE", help="checkpoint")
-    parser.add_argument("--out", metavar="FILE", help="video with the poses drawn on it (.mp4 or .avi)")
     parser.add_argument(
-        "--csv", metavar="FILE", help="one line per frame: time, status, pose, covariance, reason"
+        "--out", metavar="FILE", type=output_file, help="video with the poses drawn on it (.mp4 or .avi)"
+    )
+    parser.add_argument(
+        "--csv",
+        metavar="FILE",
+        type=output_file,
+        help="one line per frame: time, status, pose, covariance, reason",
     )
     add_camera(parser)
     parser.add_argument("--fps", type=float, help="frames per second (default: what the file says, else 30)")
@@ -156,8 +180,9 @@ def diagnose_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photo", help="picture file")
     parser.add_argument("--model", required=True, metavar="FILE", help="checkpoint")
     parser.add_argument(
-        "--out", default="diagnosis.html", metavar="FILE", help="the page (default: %(default)s)"
-    )
+        "--out", default="diagnosis.html", metavar="FILE", type=output_file,
+        help="the page (default: %(default)s)",
+    )  # fmt: skip
     add_camera(parser)
     add_box(parser)
     parser.add_argument(
@@ -178,6 +203,7 @@ def diagnose(arguments: Arguments) -> int:
 
     camera = camera_from(arguments, lambda: load_image(arguments.photo)[0].shape[1::-1])
     estimator = PoseEstimator.load(arguments.model, arguments.device)
+    _check_photo(arguments)
     found = diagnose(estimator, arguments.photo, camera, arguments.box, arguments.distance)
     page = write_page(found, arguments.out, f"{estimator.model.name} in {arguments.photo}")
     evidence = [dataclasses.asdict(check) | {"failed": check.failed} for check in found.checks]
@@ -231,6 +257,7 @@ def _saved(arguments: Arguments) -> PoseEstimate:
 
     if arguments.camera or arguments.fov is not None or arguments.box:
         raise ValueError("--estimate: tells camera and place itself; leave out --camera, --fov and --box")
+    _check_photo(arguments)
     if not (arguments.cad or arguments.model):
         raise ValueError("--estimate: one of --cad and --model is needed, too: they hold the mesh")
     if arguments.model:

@@ -75,7 +75,7 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
         )
     clock = Clock()
     keep_freed_memory()
-    model = load_cad(cad, options.unit)
+    model = load_cad(cad, options.unit).painted(options.color)
     device = pick_device(options.device)
     workers = default_workers() if options.workers is None else options.workers
     with process_group(device) as (rank, world), cores_shared_with(workers):

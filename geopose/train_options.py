@@ -16,6 +16,7 @@ class TrainOptions:
     Attributes:
         minutes: wall time of the whole training, its final judgement included.
         unit: of the CAD file ("m", "cm", "mm", "in") where the file does not say.
+        color: of the real thing, where the mesh has none: a name of CSS such as "gold", or "#e8b820"; None: any colour.
         elevation_deg: camera above the object's horizontal plane, degrees, low and high within -90 and 90.
         azimuth_deg: heading of the camera about the object's up axis, degrees.
         roll_deg: turn of the picture, degrees. A smaller view space is learned faster and better.
@@ -45,6 +46,7 @@ class TrainOptions:
 
     minutes: float = 30.0
     unit: str | None = None
+    color: str | None = None
     elevation_deg: tuple[float, float] = (-90.0, 90.0)
     azimuth_deg: tuple[float, float] = (-180.0, 180.0)
     roll_deg: tuple[float, float] = (-180.0, 180.0)

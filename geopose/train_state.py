@@ -35,9 +35,9 @@ def state_path(out: Path) -> Path:
 
 
 def write_state(path: Path, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Replaces the state file at once: a kill leaves the old one or the new one, never half of one."""
+    """Replaces the state file at once: a kill or a power cut leaves the old one or the new one, never half of one."""
     text = json.dumps(jsonable({**meta, "state_version": _STATE_VERSION}), allow_nan=False)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=True) as temporary:
         data = save({k: _plain(t) for k, t in tensors.items()}, metadata={_METADATA_KEY: text})
         temporary.write_bytes(data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from geopose.cad.model import load_cad
 from geopose.cli_options import add_options, options_from
 from geopose.data.bop import read_bop
 from geopose.data.sample import ViewSpace, projected_box
-from geopose.estimate import PoseEstimator
+from geopose.estimate import PoseEstimator, model_of
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.result import PoseEstimate
@@ -303,6 +304,91 @@ def test_errors_are_one_line_and_exit_code_1(
     error = said(capsys)
     assert error.startswith("geopose: error: ")
     assert words in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        ("", 2, "the X-wing: poses of a short flight"),
+        ("estmate a.png", 2, "no command 'estmate' (did you mean 'estimate'?)"),
+        ("estimate a.png --modle m", 2, "no argument '--modle' (did you mean '--model'?); `geopose estimate"),
+        ("train a.stl --minuts=3", 2, "no argument '--minuts' (did you mean '--minutes'?)"),
+        ("info a.stl b.stl", 2, "'b.stl' is one too many"),
+        ("estimate none.png --model XWING", 1, "photo: no such file 'none.png', expected a picture"),
+        ("estimate folder --model XWING", 1, "photo: 'folder' is a folder, expected a picture"),
+        ("diagnose a.png --model folder", 1, "folder: is a folder, expected a checkpoint"),
+        ("estimate a.png --model none", 1, "none: no such checkpoint; `geopose train"),
+        ("estimate a.png --model m --camera none.json", 1, "--camera: no such file 'none.json'"),
+        ("estimate a.png --model m --camera folder", 1, "--camera: 'folder' is a folder"),
+        ("estimate a.png --model XWING --camera c.json", 1, "camera: is for pictures of 64x48, got one of 32"),
+        ("estimate a.png --model m --camera nofx.json", 1, "field 'fx' is missing"),
+        ("estimate a.png --model m --fov 500", 1, "--fov: expected degrees between 0 and 180, got 500"),
+        ("estimate text --model XWING", 1, "is not a picture of a known format"),
+        ("estimate a.png --model m --overlay o.xyz", 2, "--overlay: 'o.xyz' ends in '.xyz', expected"),
+        ("estimate a.png --model m --json folder", 2, "--json: 'folder' is a folder, expected the name"),
+        ("evaluate d --model m --csv text/r.csv", 2, "--csv: 'text/r.csv' cannot be written: 'text' is"),
+        ("evaluate d --model m --report folder", 2, "--report: 'folder' is a folder"),
+        ("track v.mp4 --model m --csv folder", 2, "--csv: 'folder' is a folder"),
+        ("diagnose a.png --model m --out folder", 2, "--out: 'folder' is a folder"),
+        ("train xwing --out folder", 2, "--out: 'folder' is a folder"),
+        ("render xwing --out text", 2, "--out: 'text' cannot be written: 'text' is a file, not a folder"),
+        ("export m --out text/a", 2, "--out: 'text/a' cannot be written: 'text' is a file"),
+        ("demo --out text", 2, "--out: 'text' cannot be written: 'text' is a file, not a folder"),
+        ("render xwing --out a --count two", 2, "--count: invalid int value: 'two'"),
+        ("info a.stl --unit km", 2, "--unit: invalid choice: 'km'"),
+        ("info empty.stl --unit mm", 1, "empty.stl: holds no faces"),
+    ],
+)  # fmt: skip
+def test_a_newcomers_mistakes_are_named(
+    argv: str, code: int, words: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which argument, what came, what was expected; before any work is done, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "empty.stl").write_text("solid x\nendsolid x\n")
+    (tmp_path / "nofx.json").write_text('{"fy": 9, "cx": 1, "cy": 2, "width": 32, "height": 24}')
+    Image.new("RGB", (32, 24)).save("a.png")
+    Camera(50, 50, 32, 24, (64, 48)).save("c.json")
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        ended: object = cli.main([w.replace("XWING", str(model_of("xwing"))) for w in argv.split()])
+    except SystemExit as stopped:
+        ended = stopped.code
+    out, err = capsys.readouterr()
+    assert (ended, out) == (code, "")
+    assert words in err
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_train_says_where_to_go_without_a_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("GEOPOSE_CACHE", str(tmp_path / "file" / "cache"))
+    assert cli.main(["train", "xwing"]) == 1
+    error = said(capsys)
+    assert "--out: not given, and the cache: " in error
+    assert "is a file, not a folder; give --out FILE, or another cache folder in $GEOPOSE_CACHE" in error
+
+
+def test_debug_may_stand_before_the_command(capsys: Captured) -> None:
+    assert cli.main(["--debug", "info", "missing.stl", "--unit", "mm"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_the_system_says_comes_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def full(_: argparse.Namespace) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.csv")
+
+    monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", lambda _: None, full))
+    assert cli.main(["info"]) == 1
+    assert said(capsys) == (
+        "geopose: error: No space left on device: 'a.csv': make room, then run the same command again\n"
+    )
 
 
 def test_debug_shows_where(capsys: Captured) -> None:

@@ -76,6 +76,49 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
     assert os.listdir(tmp_path) == ["a.geopose"]
 
 
+@pytest.mark.parametrize("what", ["checkpoint", "state"])
+def test_the_disk_holds_a_file_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    path = tmp_path / "a"
+    writers: dict[str, Callable[[], Any]] = {
+        "checkpoint": lambda: checkpoint.save_model(path, {"x": nn.Linear(9, 9)}, {"name": "toy"}),
+        "state": lambda: train_state.write_state(path, {"step": 1}, {"w": torch.ones(99)}),
+    }
+    done: list[tuple[str, int, int]] = []
+    sync, replace = os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        sync(handle)
+        done.append(("sync", os.fstat(handle).st_ino, os.fstat(handle).st_size))
+
+    def rename(source: Path, target: Path) -> None:
+        done.append(("rename", os.stat(source).st_ino, os.stat(source).st_size))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "replace", rename)
+        writers[what]()
+    file, folder = path.stat(), tmp_path.stat()
+    assert [(name, inode) for name, inode, _ in done] == [
+        ("sync", file.st_ino), ("rename", file.st_ino), ("sync", folder.st_ino),
+    ]  # fmt: skip
+    assert done[0][2] == done[1][2] == file.st_size > 99, "the whole file, not its beginning"
+
+    before = path.read_bytes()
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        writers[what]()
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_a_full_disk_while_training_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
 
@@ -270,10 +313,9 @@ def test_without_the_right_to_write_it_is_said_at_once(
         words = ["train", "car", "--out", str(folder / "car.geopose"), "--minutes", "60", "--device", "cpu"]
         os._exit(cli.main(words))
 
-    assert in_child(run, 60) == 1
+    assert in_child(run, 60) == 77, "SystemExit"
     said = capfd.readouterr().err
-    assert "Permission denied" in said
-    assert "car.geopose" in said
+    assert f"'{folder / 'car.geopose'}' cannot be written: no right to write into '{folder}'" in said
     assert "Traceback" not in said
     assert os.listdir(folder) == []
 

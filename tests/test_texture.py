@@ -1,6 +1,8 @@
-"""Paint that only a texture has: a box of twelve faces with labels is neither plain nor symmetric anywhere."""
+"""Paint that a mesh's corners do not have: labels in a texture, and the colour that its owner says."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,10 +14,12 @@ from PIL import Image
 
 from geopose.cad import CadModel, choose_keypoints, find_symmetries, load_cad, mesh
 from geopose.cad.render import render
+from geopose.cli import main
 from geopose.data.picture import PictureMaker, SyntheticOptions
 from geopose.data.sample import look_at
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
+from geopose.train_options import TrainOptions
 
 EXTENTS = np.array([0.06, 0.10, 0.04])
 
@@ -116,3 +120,31 @@ def test_split_faces_leave_the_surface_as_it_is(chosen: set[int], seams: bool) -
     small = np.isclose(area[:, None], old_area[sorted(chosen)] / 4).any(axis=1)
     assert small.sum() >= 4 * len(chosen)
     assert len(cut) <= len(faces) + 3 * len(chosen) + 3 * len(chosen)
+
+
+def test_an_unpainted_mesh_takes_the_colour_that_is_said() -> None:
+    part = load_cad(trimesh.creation.icosphere(subdivisions=1), "cm")
+    assert part.painted(None) is part
+    for name, expected in (("gold", (255, 215, 0)), ("#e8b820", (232, 184, 32))):
+        gold = part.painted(name)
+        assert gold.colors is not None
+        np.testing.assert_allclose(255 * gold.colors, np.tile(expected, (len(part.vertices), 1)), atol=1e-4)
+        assert gold.content_hash == part.content_hash
+    with pytest.raises(ValueError, match="color: got 'goldish', expected a name such as"):
+        part.painted("goldish")
+    with pytest.raises(ValueError, match="color: got 'gold', but .* has colours of its own"):
+        part.painted("red").painted("gold")
+
+
+def test_the_colour_that_is_said_is_in_the_pictures(tmp_path: Path) -> None:
+    trimesh.creation.annulus(10, 25, 30).export(tmp_path / "ring.stl")
+    words = f"render {tmp_path / 'ring.stl'} --unit mm --color blue --count 6 --occluders 0 --clutter 0"
+    assert main([*words.split(), "--out", str(tmp_path / "set")]) == 0
+    shown = []
+    for mask in sorted((tmp_path / "set").rglob("mask_visib/*.png")):
+        picture = next((mask.parents[1] / "rgb").glob(mask.stem.split("_")[0] + ".*"))
+        inside = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE) > 0
+        shown.append(cv2.imread(str(picture))[inside].mean(0))  # blue, green, red
+    assert len(shown) == 6
+    assert np.median([b - max(g, r) for b, g, r in shown]) > 30
+    assert TrainOptions(color="blue").command("ring.stl", "r.geopose").endswith("--color blue")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageColor
 from trimesh import Scene, Trimesh, available_formats, load_scene
 
 from geopose.cad import appearance, mesh
@@ -93,6 +94,26 @@ class CadModel:
         """`n` points uniform over the surface (n, 3), metres, and the face index (n,) of each."""
         points, face, _ = mesh.sample_surface(self.vertices, self.faces, n, generator)
         return points, face
+
+    def painted(self, color: str | None) -> CadModel:
+        """The unpainted model in one colour: a name of CSS such as "gold", or "#e8b820"; itself for None.
+
+        The content hash stays that of the mesh: it is the same object.
+
+        Raises:
+            ValueError: for a colour that is none, or a mesh that has colours of its own.
+        """
+        if color is None:
+            return self
+        if self.colors is not None or self.texture is not None:
+            raise ValueError(f"color: got {color!r}, but {self.name} has colours of its own, expected none")
+        try:
+            rgb = ImageColor.getrgb(color)[:3]
+        except ValueError:
+            raise ValueError(
+                f"color: got {color!r}, expected a name such as 'gold' or six digits such as '#e8b820'"
+            ) from None
+        return replace(self, colors=np.full(self.vertices.shape, np.array(rgb) / 255, np.float32))
 
     def color_at(self, face: NDArray, weights: NDArray) -> NDArray | None:
         """sRGB colours (N, 3) in [0, 1] of places on the surface, or None for a plain mesh.

@@ -37,12 +37,12 @@ class SyntheticOptions:
     crop_size: pixels of a crop; crop_scale: side of a crop over the object's size; crop_jitter: standard
     deviation of the logarithm of that; crop_shift: standard deviation of the crop's centre in object sizes;
     crop_range: sizes in the photograph, pixels: smaller ones are enlarged to the crop, as they will be;
-    window_size: pixels of a locator's window; window_range: object sizes in it; scene_wh, scene_range,
-    scene_fov_deg: whole pictures; empty: share of windows without the object; clutter, occluders:
-    probabilities of other things in space and of flat shapes before the object; truncated: share of crops
-    that reach over the picture's border; gross: share of
-    the refiner's guesses that are altogether wrong; backgrounds: a folder of photographs to use instead of the built-in
-    backgrounds; max_faces: the mesh is simplified to this.
+    window_size: pixels of a locator's window; window_range: object sizes in it; scene_wh: size of whole pictures,
+    pixels; scene_range: sizes of the object in them, pixels; scene_fov_deg: their horizontal field of view, degrees;
+    empty: share of windows without the object; clutter: probability of other things beside and before the object;
+    occluders: probability of flat shapes before it; truncated: share of crops that reach over the picture's border;
+    gross: share of the refiner's guesses that are altogether wrong; backgrounds: a folder of photographs to use instead
+    of the built-in backgrounds; max_faces: the mesh is simplified to this.
     """
 
     view: ViewSpace = field(default_factory=ViewSpace)
