@@ -7,14 +7,13 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
+from geopose.geometry._kernels import KERNELS, robust
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.refine import (
-    KERNELS,
     Reprojection,
     implicit_pose,
     levenberg_marquardt,
-    robust,
     small_step,
 )
 from geopose.geometry.rotation import random_rotation
@@ -206,3 +205,18 @@ def test_implicit_pose_leaves_lost_items_and_missing_points_without_gradient(
     assert (px.grad[0, 0] == 0).all()
     assert (px.grad[1] == 0).all()
     assert px.grad[0, 1:].abs().max() > 0
+
+
+def test_problems_that_are_done_are_left_out_without_a_trace(rng: np.random.Generator) -> None:
+    problem, pose = _problem(rng, batch=150)
+    problem.xy[3, :, :5] += 0.4  # takes more steps than the others
+    problem.xy[7] = np.nan
+    start = small_step(pose, rng.standard_normal((150, 6)) * 0.1)
+    whole = levenberg_marquardt(None, problem.linearise, start)
+    parts = levenberg_marquardt(
+        None, problem.linearise, start, part_fn=lambda items: (problem.item(items).linearise, None)
+    )
+    for name in ("cost", "information", "converged"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    np.testing.assert_array_equal(parts.pose.R, whole.pose.R)
+    np.testing.assert_array_equal(parts.pose.t, whole.pose.t)

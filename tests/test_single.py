@@ -9,6 +9,7 @@ import pytest
 
 from geopose.geometry import pnp
 from geopose.geometry._pipeline import Found
+from geopose.geometry._small import Small, starts
 from geopose.geometry.camera import Camera
 from geopose.geometry.pnp import PnPOptions, PnPResult, solve_pnp
 from geopose.geometry.pose import Pose
@@ -100,3 +101,20 @@ def test_the_short_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         assert type(taken[-1]) is kind
         agree(one, solve_pnp(points[None], pixels[None], camera, options=options), 0)
     assert len(taken) == 6
+
+
+def test_mirrored_starts_are_those_of_the_mirrored_points() -> None:
+    rng = np.random.default_rng(5)
+    points = np.ones((4, 12))
+    points[:3] = rng.uniform(-1, 1, (3, 12))
+    xy = (points[:2] + [[0.5], [-0.3]]) / (points[2] + 8)
+    flip = np.diag([-1.0, -1.0, -1.0, 1.0])
+    here = starts(Small(points, xy, np.full((2, 1), 800.0), None, 4.0))
+    there = starts(Small(flip @ points, xy, np.full((2, 1), 800.0), None, 4.0))
+    assert here is not None
+    assert there is not None
+    mine, theirs = (
+        np.array(sorted((p.ravel().tolist() for p in poses), key=lambda p: p[0]))
+        for poses in (here.mirrored(), [p @ flip for p in there.poses])
+    )
+    np.testing.assert_allclose(mine, theirs, atol=1e-9)

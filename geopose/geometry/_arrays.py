@@ -15,6 +15,11 @@ Array: TypeAlias = Any
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def namespace(x: Array) -> Any:
+    """The module, numpy or torch, whose functions take `x`."""
+    return torch if isinstance(x, torch.Tensor) else np
+
+
 def is_array(value: Any) -> bool:
     """True for a numpy array, a numpy scalar or a torch tensor."""
     return isinstance(value, (np.ndarray, np.generic, Tensor))

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from geopose.geometry._arrays import Array, as_float_array, back_to_numpy
+from geopose.geometry._arrays import Array, as_float_array, back_to_numpy, namespace
 from geopose.geometry._pnp_options import PnPOptions
 from geopose.geometry.camera import Camera
-from geopose.geometry.refine import Reprojection, namespace
+from geopose.geometry.refine import Reprojection
 
 _FLOAT64 = np.dtype(np.float64)
 

@@ -6,10 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from geopose.geometry._arrays import Array
+from geopose.geometry._arrays import Array, namespace
+from geopose.geometry._compiled import descend
 from geopose.geometry._pnp_options import PnPOptions
 from geopose.geometry.pose import Pose
-from geopose.geometry.refine import LMResult, Reprojection, fast_pose, levenberg_marquardt, namespace
+from geopose.geometry.refine import (
+    JacobianFn,
+    LMResult,
+    Reprojection,
+    StopFn,
+    fast_pose,
+    levenberg_marquardt,
+)
 
 FIRST_STEPS = 8  # steps after which a fit to all points must look plausible
 RIVAL = 40.0  # squared standard deviations; a pose this much worse is no rival (e^-20)
@@ -26,29 +34,37 @@ def first_look(problem: Reprojection, starts: Pose, limit: Array, options: PnPOp
     """
     xp, spread = namespace(limit), spread_of(problem)
 
-    def run(part: Reprojection, pose: Pose, first: int, last: int, limit: Array, spread: Array) -> LMResult:
-        def give_up(steps: int, cost: Array, length: Array, expected: Array) -> Array:
-            settled = ((length < SETTLED) & (cost < limit)).any(0)
-            lost = (expected > hopeless_cost(first + steps, limit, spread)).all(0)
-            return settled & (cost > limit + RIVAL) | lost
+    def run(pose: Pose, first: int, last: int, items: Array | slice) -> LMResult:
+        those, limits, spreads = problem.item(items), limit[items], spread[items]
 
+        def part(here: Array | slice) -> tuple[JacobianFn, StopFn]:
+            def give_up(steps: int, cost: Array, length: Array, expected: Array) -> Array:
+                settled = ((length < SETTLED) & (cost < these)).any(0)
+                lost = (expected > hopeless_cost(first + steps, these, spreads[here])).all(0)
+                return settled & (cost > these + RIVAL) | lost
+
+            these = limits[here]
+            return those.item(here).linearise, give_up
+
+        if options.compiled and problem.camera is None and xp is np:
+            return descend(those, pose, last - first, options.tolerance, lambda here: part(here)[1])
+        linearise, give_up = part(slice(None))
         return levenberg_marquardt(
             None,
-            part.linearise,
+            linearise,
             pose,
             max_iterations=last - first,
             tolerance=options.tolerance,
             stop_fn=give_up,
+            part_fn=part,
         )
 
-    found = run(problem, starts, 0, min(FIRST_STEPS, options.max_iterations), limit, spread)
+    found = run(starts, 0, min(FIRST_STEPS, options.max_iterations), slice(None))
     open_ = (~found.converged & (found.cost < limit + RIVAL)).any(0)
     if bool(open_.any()) and options.max_iterations > FIRST_STEPS:
         items = open_.nonzero()[0] if xp is np else open_.nonzero()[:, 0]
         start = fast_pose(found.pose.R[:, items], found.pose.t[:, items])
-        more = run(
-            problem.item(items), start, FIRST_STEPS, options.max_iterations, limit[items], spread[items]
-        )
+        more = run(start, FIRST_STEPS, options.max_iterations, items)
         k, i = (
             (~found.converged[:, items]).nonzero() if xp is np else (~found.converged[:, items]).nonzero().T
         )
@@ -91,6 +107,7 @@ def refine_all(problem: Reprojection, starts: Pose, options: PnPOptions, kernel:
         max_iterations=options.max_iterations,
         tolerance=options.tolerance,
         stop_fn=give_up,
+        part_fn=lambda items: (problem.item(items).linearise, give_up),
     )
 
 

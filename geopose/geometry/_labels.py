@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from geopose.geometry._arrays import Array, back_to_numpy
+from geopose.geometry._arrays import Array, back_to_numpy, namespace
 from geopose.geometry._correspondences import prepare
 from geopose.geometry._fits import HYPOTHESES, OPTIMISE_STEPS
 from geopose.geometry._pipeline import CHUNK, Found, solve, take
 from geopose.geometry._pnp_options import PnPOptions
 from geopose.geometry.camera import Camera
 from geopose.geometry.ransac import hypothesise, optimise, squared_residuals
-from geopose.geometry.refine import fast_pose, namespace
+from geopose.geometry.refine import fast_pose
 
 _LEAST_GAIN = 2.0  # squared standard deviations by which exchanged labels must fit better
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from geopose.geometry._arrays import Array, back_to_numpy
+from geopose.geometry._arrays import Array, back_to_numpy, namespace
 from geopose.geometry._correspondences import Problem, prepare
 from geopose.geometry._fits import (
     HYPOTHESES,
@@ -34,7 +34,7 @@ from geopose.geometry.ransac import (
     optimise,
     squared_residuals,
 )
-from geopose.geometry.refine import LMResult, Reprojection, fast_pose, namespace
+from geopose.geometry.refine import LMResult, Reprojection, fast_pose
 
 CHUNK = 200_000  # points handled at once: bounds the memory
 
@@ -281,11 +281,17 @@ def finish(
     last = max((k for k in range(1, len(cost)) if bool(keep[k].any())), default=0) + 1
     pose = fast_pose(pose.R[:last], pose.t[:last])
     cost, information, converged, keep = cost[:last], information[:last], converged[:last], keep[:last]
-    covariance = _inverse(xp, information)
+    weight = xp.where(xp.isfinite(cost), xp.ones_like(cost), 0.0)
     if last == 1:
-        weight = xp.isfinite(cost) * 1.0
-    else:
-        weight = _weights(pose, cost, information, covariance, keep)
+        covariance = _inverse(xp, information)
+    else:  # few problems have rivals: no work for the others
+        covariance = xp.full_like(information, xp.nan)
+        covariance[0] = _inverse(xp, information[0])
+        covariance[1:][keep[1:]] = _inverse(xp, information[1:][keep[1:]])
+        weight[1:] = 0.0
+        i = keep[1:].any(0)
+        some = fast_pose(pose.R[:, i], pose.t[:, i])
+        weight[:, i] = _weights(some, cost[:, i], information[:, i], covariance[:, i], keep[:, i])
         order = xp.argsort(-weight[1:], 0) + 1  # repeated optima weigh nothing: rivals come first
         order = xp.concatenate([order[:1] * 0, order])
         pose, (weight, covariance, converged, cost) = _reorder(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from geopose.geometry.refine import KERNELS
+from geopose.geometry._kernels import KERNELS
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,10 @@ class PnPOptions:
         pixels as well.
     ambiguous_weight: `ambiguous` when the alternatives together reach this posterior probability.
     max_iterations, tolerance: of Levenberg-Marquardt; it stops at a step this short, standard deviations of
-    the pose.
+        the pose.
+    compiled: refine batches on the CPU with code that torch compiles at the first call, which takes about a
+        minute and needs a C++ compiler (torch keeps the result in its cache on disk). Same answers. One problem
+        alone, problems among outliers and distorting cameras gain nothing.
     """
 
     noise_px: float = 1.0
@@ -35,6 +38,7 @@ class PnPOptions:
     ambiguous_weight: float = 0.1
     max_iterations: int = 40
     tolerance: float = 1e-7
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:

@@ -59,16 +59,16 @@ def solve_one(
     if scene is None:
         return None
     small, gate2 = scene.small, options.gate_sigma**2
-    both, flat = starts(small)
-    if both is None or (flat and not _four_different(small)):
+    both = starts(small)
+    if both is None or (both.flat and not _four_different(small)):
         return None
     limit = limit_of(2 * n - 6)
-    runs = first_look(small, both, limit, options)
+    runs = first_look(small, both.poses, limit, options)
     best, every = best_of(runs), np.ones(n, bool)
     # within a cost of gate2 no point can lie outside of the gate
     if best.cost < limit and (best.cost < gate2 or small.squared(best.pose).max() < gate2):
         return _finish(scene, Consensus(runs, small, every, -math.inf, False), camera, options)
-    found = search(small, limit, options, seed)
+    found = search(small, both, limit, options, seed)
     return None if found is None else _finish(scene, found, camera, options)
 
 

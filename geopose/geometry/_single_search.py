@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from geopose.geometry._correspondences import Problem
 from geopose.geometry._fits import HYPOTHESES, OPTIMISE_STEPS, beyond_doubt
 from geopose.geometry._pnp_options import PnPOptions
-from geopose.geometry._small import Descent, Floats, Small, starts, tangent_information
-from geopose.geometry._small_fits import best_of, first_look, refine_all
+from geopose.geometry._small import Descent, Floats, Small, Starts, starts, tangent_information
+from geopose.geometry._small_fits import best_of, first_look, refine_all, rivals_of
 from geopose.geometry.p3p import poses_of, triangle_depths
 from geopose.geometry.ransac import MISSED, blocks, chance_missed, sample_triplets
 from geopose.geometry.refine import LMResult, fast_pose
 
 MOST_POINTS = 2000  # with more, the code for batches is no slower
-_SOFT_STEPS, _SOFT_STOP, _HARD_STOP = 6, 0.1, 0.05  # as in `optimise`
+_SOFT_STEPS, _SOFT_STOP, _HARD_STOP = 6, 1.0, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +33,48 @@ class Consensus:
     mirrored: bool
 
 
-def search(small: Small, limit: float, options: PnPOptions, seed: int) -> Consensus | None:
-    """The consensus of the points; None where there are no hypotheses."""
-    gate2 = options.gate_sigma**2
-    guesses = _local_optima(small, options, seed)
+def search(small: Small, both: Starts, limit: float, options: PnPOptions, seed: int) -> Consensus | None:
+    """The consensus of the points, `both` being the starts from all of them; None where there are no hypotheses."""
+    guesses, log_nfa = _local_optima(small, options, seed)
     if not guesses:
         return None
-    inlier = small.squared(guesses[0][1]) < gate2
+    best, gate2 = guesses[0], options.gate_sigma**2
+    inlier = small.squared(best.pose) < gate2
+    number = np.count_nonzero(inlier)
     kept = small.select(inlier)
-    fresh = starts(kept)[0] if np.count_nonzero(inlier) > 2 else None
-    runs = refine_all(kept, [pose for _, pose in guesses] + list(fresh or ()), options)
-    d2 = small.squared(best_of(runs).pose)
-    mirror = Small(small.points * _MIRROR, small.xy, small.weight, small.bend, small.radius)
-    both = starts(mirror)[0]
-    mirrored = both is not None and any(run.cost < limit for run in first_look(mirror, both, limit, options))
-    return Consensus(runs, kept, inlier, log_false_alarms(small, d2, inlier), mirrored)
+    fresh = starts(kept) if number > 2 else None
+    others = [] if fresh is None else fresh.poses
+    inside = best.cost - gate2 * (len(inlier) - number)
+    if log_nfa < beyond_doubt(options) and _plain(best, kept, inside):
+        runs = [best, *rivals_of(best, kept, others, options)]
+    else:
+        runs = refine_all(kept, [run.pose for run in guesses] + list(others), options)
+    if best_of(runs) is not best:
+        log_nfa = log_false_alarms(small, small.squared(best_of(runs).pose), inlier)
+    mirrored = any(run.cost < limit for run in first_look(small, _mirrored(small, both), limit, options))
+    return Consensus(runs, kept, inlier, log_nfa, mirrored)
+
+
+def _plain(best: Descent, kept: Small, inside: float) -> bool:
+    """Make `best`, a minimum of the truncated cost, a minimum of the cost of the points inside the gate, `kept`; false
+    where it is none, because a point came or went with the last step."""
+    if not best.converged:
+        return False
+    d2 = kept.squared(best.pose)
+    if not abs(d2.sum() - inside) <= 1e-6 * (1 + abs(inside)):
+        return False
+    best.cost, best.gram[6, 6] = max(inside, 0.0), max(inside, 0.0)
+    return True
+
+
+def _mirrored(small: Small, both: Starts) -> list[Floats]:
+    """Starts for the mirror image of the object; near the camera from scratch, so that none has a point behind."""
+    poses = both.mirrored()
+    if all(pose[2].dot(small.points).min().item() > 0.25 * pose.item(11) for pose in poses):
+        return poses
+    flip = np.diag([-1.0, -1.0, -1.0, 1.0])
+    found = starts(Small(flip.dot(small.points), small.xy, small.weight, small.bend, small.radius))
+    return [] if found is None else [pose.dot(flip) for pose in found.poses]
 
 
 def search_item(problem: Problem, i: int, limit: float, options: PnPOptions, seed: int) -> Consensus | None:
@@ -62,7 +89,8 @@ def search_item(problem: Problem, i: int, limit: float, options: PnPOptions, see
         weight = weight[:, :1]
     bend = white[1] / white[0] if white[1].any() else None
     small = Small(points, problem.pinhole.xy[i][:, keep], weight, bend, math.sqrt(points.shape[1]))
-    found = search(small, limit, options, seed)
+    both = starts(small)
+    found = None if both is None else search(small, both, limit, options, seed)
     if found is None:
         return None
     inlier = np.zeros(len(valid), bool)
@@ -88,100 +116,102 @@ def together(
     return result, np.array([one.inlier for one in found]), log_nfa, mirrored
 
 
-_MIRROR = np.array([[-1.0], [-1.0], [-1.0], [1.0]])
+def _local_optima(small: Small, options: PnPOptions, seed: int) -> tuple[list[Descent], float]:
+    """Up to four minima of the truncated cost, least first (`_pipeline._local_optima`), and the logarithm of the false
+    alarms of the first hypothesis' one. Where that is beyond doubt it is the only one, and exact."""
+    gate2 = options.gate_sigma**2
+    guesses, costs = _hypotheses(small, gate2, options.max_samples, HYPOTHESES, seed)
+    if not len(costs):
+        return [], math.inf
+    best = _harden(small, _soften(small, _square(guesses[..., 0]), gate2), gate2, options.tolerance)
+    d2 = small.squared(best.pose)
+    log_nfa = log_false_alarms(small, d2, d2 < gate2)
+    if log_nfa < beyond_doubt(options):
+        return [best], log_nfa
+    soft = [_soften(small, _square(guesses[..., k]), gate2) for k in range(len(costs))]
+    soft.sort(key=lambda pose: _truncated(small, pose, gate2))
+    hard = [_harden(small, pose, gate2, _HARD_STOP) for pose in soft[: (len(soft) + 1) // 2]]
+    return sorted(hard, key=lambda run: run.cost), math.inf
 
 
-def _local_optima(small: Small, options: PnPOptions, seed: int) -> list[tuple[float, Floats]]:
-    """Up to four truncated costs and poses (4, 4), least first: `_pipeline._local_optima`."""
-    gate = options.gate_sigma
-    guesses = _hypotheses(small, gate, options.max_samples, HYPOTHESES, seed)
-    if not guesses:
-        return []
-    hard = [_harden(small, _soften(small, guesses[0], gate), gate)]
-    d2 = small.squared(hard[0][1])
-    if log_false_alarms(small, d2, d2 < gate * gate) < beyond_doubt(options):
-        return hard
-    soft = [_soften(small, guess, gate) for guess in guesses]
-    soft.sort(key=lambda pose: _truncated(small, pose, gate))
-    hard = [_harden(small, pose, gate) for pose in soft[: (len(soft) + 1) // 2]]
-    return sorted(hard, key=lambda found: found[0])
-
-
-def _soften(small: Small, pose: Floats, gate: float) -> Floats:
+def _soften(small: Small, pose: Floats, gate2: float) -> Floats:
     """`pose` after a few steps under Geman-McClure's kernel."""
-    run = Descent(lambda at: small.soft(at, "geman_mcclure", gate), pose)
-    for _ in range(_SOFT_STEPS):
-        if run.done:
-            break
-        run.step(_SOFT_STOP)
+    run = Descent(lambda at: small.geman_mcclure(at, gate2), pose)
+    run.run(_SOFT_STEPS, _SOFT_STOP)
     return run.pose
 
 
-def _harden(small: Small, pose: Floats, gate: float) -> tuple[float, Floats]:
-    """The local minimum of the truncated cost near `pose`: cost and pose."""
-    run = Descent(lambda at: small.soft(at, "truncated", gate), pose)
-    for _ in range(OPTIMISE_STEPS):
-        if run.done:
-            break
-        run.step(_HARD_STOP)
-    return run.cost, run.pose
+def _harden(small: Small, pose: Floats, gate2: float, tolerance: float) -> Descent:
+    """The local minimum of the truncated cost near `pose`."""
+    run = Descent(lambda at: small.truncated(at, gate2), pose)
+    run.run(OPTIMISE_STEPS, tolerance)
+    return run
 
 
-def _truncated(small: Small, pose: Floats, gate: float) -> float:
-    return float(np.minimum(small.squared(pose), gate * gate).sum())
+def _truncated(small: Small, pose: Floats, gate2: float) -> float:
+    return float(np.minimum(small.squared(pose), gate2).sum())
 
 
-def _hypotheses(small: Small, gate: float, most: int, keep: int, seed: int) -> list[Floats]:
-    """The `keep` best three-point poses (4, 4), best first: `hypothesise`."""
+def _hypotheses(small: Small, gate2: float, most: int, keep: int, seed: int) -> tuple[Floats, Floats]:
+    """The `keep` best three-point poses (3, 4, keep), best first, and their truncated costs (keep,): `hypothesise`."""
     n = small.points.shape[1]
-    table = sample_triplets(n, most, seed).T
+    tables = _tables(n, most, seed)
     rays = np.ones((3, n))
     rays[:2] = small.xy
     rays /= np.sqrt((rays * rays).sum(0))
-    kept, costs = np.empty((3, 4, 0)), np.empty(0)
-    for block in blocks(most):
-        index = table[:, block]
-        if index.shape[1] == 0:
-            break
+    kept, costs, share = np.empty((3, 4, 0)), np.empty(0), 0.0
+    drawn = 0
+    for index in tables:
+        drawn += index.shape[1]
         points, bearings = (a[:3].take(index, 1).swapaxes(0, 1) for a in (small.points, rays))
-        depths = triangle_depths(points, bearings, polish=1).reshape(3, -1)
+        depths = triangle_depths(points, bearings, polish=0).reshape(3, -1)
         found = np.flatnonzero(depths[0] == depths[0])
         sample = found % index.shape[1]
         R, t = poses_of(points.take(sample, 2), bearings.take(sample, 2), depths.take(found, 1))
         poses = np.concatenate([R, t[:, None]], 1)
-        cost = _scores(small, poses, gate)
-        kept, costs = np.concatenate([kept, poses], 2), np.concatenate([costs, cost])
-        order = np.argsort(costs, kind="stable")[:keep]
-        kept, costs = kept.take(order, 2), costs.take(order)
+        squared = _capped(small, poses, gate2)
+        cost = np.add.reduce(squared, 1)
+        before = len(costs)
+        if before:
+            poses, cost = np.concatenate([kept, poses], 2), np.concatenate([costs, cost])
+        order = np.argsort(cost, kind="stable")[:keep]
+        kept, costs = poses.take(order, 2), cost.take(order)
         if len(costs):
-            share = np.count_nonzero(small.squared(_square(kept[..., 0])) < gate * gate) / n
-            if chance_missed(share, block.stop) <= MISSED:
+            if order[0] >= before:
+                share = np.count_nonzero(squared[order[0] - before] < gate2) / n
+            if chance_missed(share, drawn) <= MISSED:
                 break
-    return [_square(kept[..., k]) for k in range(len(costs))]
+    return kept, costs
+
+
+@functools.lru_cache(maxsize=64)
+def _tables(n: int, most: int, seed: int) -> list[NDArray[np.int64]]:
+    """The samples (3, H) of each block."""
+    table = sample_triplets(n, most, seed)
+    return [np.ascontiguousarray(table[block].T) for block in blocks(most) if block.start < len(table)]
 
 
 def _square(pose: Floats) -> Floats:
     return np.concatenate([pose, [[0.0, 0.0, 0.0, 1.0]]])
 
 
-def _scores(small: Small, poses: Floats, gate: float) -> Floats:
-    """(V,) truncated costs of poses (3, 4, V)."""
-    x, y, z = (row.T.dot(small.points) for row in poses)
-    behind = z <= 0
-    x /= z
-    x -= small.xy[0]
-    x *= small.weight[0]
-    y /= z
-    y -= small.xy[1]
-    y *= small.weight[1]
+def _capped(small: Small, poses: Floats, gate2: float) -> Floats:
+    """(V, N) squared whitened residuals at poses (3, 4, V), at most gate2, which is also that of points behind."""
+    count, n = poses.shape[2], small.points.shape[1]
+    z = poses[2].T.dot(small.points)
+    r = poses[:2].swapaxes(1, 2).reshape(2 * count, 4).dot(small.points).reshape(2, count, n)
+    r /= z
+    r -= small.xy[:, None]
+    r *= small.weight[:, None]
     if small.bend is not None:
-        y += small.bend * x
-    x *= x
-    y *= y
-    x += y
-    np.minimum(x, gate * gate, out=x)
-    x[behind] = gate * gate
-    return np.add.reduce(x, 1)
+        r[1] += small.bend * r[0]
+    r *= r
+    squared: Floats = r[0]
+    squared += r[1]
+    np.minimum(squared, gate2, out=squared)
+    if count and not poses[2, 3].min() > small.radius:
+        squared[z <= 0] = gate2
+    return squared
 
 
 def log_false_alarms(small: Small, d2: Floats, inlier: NDArray[np.bool_]) -> float:
@@ -189,26 +219,38 @@ def log_false_alarms(small: Small, d2: Floats, inlier: NDArray[np.bool_]) -> flo
     n, k = len(d2), np.count_nonzero(inlier)
     if k <= 3:
         return math.inf
-    xy = np.sort(small.xy, 1)
-    sides = _quartile(xy, 0.75) - _quartile(xy, 0.25)
-    area = 4 * sides.prod() * np.broadcast_to(small.weight[0] * small.weight[1], (n,))[inlier]
-    chance = np.pi * d2[inlier] / area
+    places, shares = _quartiles(n)
+    width, height = np.sort(small.xy, 1).take(places, 1).dot(shares).tolist()
+    density = math.pi / (4 * width * height) if width * height > 0 else math.inf
+    chance = d2[inlier]
+    if small.weight.shape[1] == 1:
+        chance *= density / small.weight.prod().item()
+    else:
+        chance *= density / (small.weight[0] * small.weight[1])[inlier]
     chance[chance != chance] = 1.0
-    sums = np.cumsum(np.sort(np.clip(chance, 1e-30, 1.0)))[3:]
-    free = np.arange(1, k - 2)
-    return float((_subsets(n)[: k - 3] + free * np.log(sums)).min())
+    chance.sort()
+    sums = np.add.accumulate(np.minimum(np.maximum(chance, 1e-30), 1.0))[3:]
+    subsets, free = _subsets(n)
+    return float((subsets[: k - 3] + free[: k - 3] * np.log(sums)).min())
 
 
 @functools.lru_cache(maxsize=256)
-def _subsets(n: int) -> Floats:
-    """Logarithm of (n - 3) C(n, k) / (k - 3)! for k = 4 ... n."""
+def _subsets(n: int) -> tuple[Floats, Floats]:
+    """Logarithm of (n - 3) C(n, k) / (k - 3)!, and k - 3, for k = 4 ... n."""
     factorial = np.cumsum(np.log(np.maximum(np.arange(n + 1), 1)))
     k = np.arange(4, n + 1)
-    return np.log(n - 3) + factorial[n] - factorial[k] - factorial[n - k] - factorial[k - 3]
+    return np.log(n - 3) + factorial[n] - factorial[k] - factorial[n - k] - factorial[k - 3], np.arange(
+        1.0, n - 2
+    )
 
 
-def _quartile(rows: Floats, share: float) -> Floats:
-    """The quantile of sorted rows (2, N)."""
-    place = share * (rows.shape[1] - 1)
-    low = int(place)
-    return rows[:, low] + (place - low) * (rows[:, min(low + 1, rows.shape[1] - 1)] - rows[:, low])
+@functools.lru_cache(maxsize=256)
+def _quartiles(n: int) -> tuple[NDArray[np.int64], Floats]:
+    """Places among n sorted numbers, and factors that make of these the distance between the quartiles."""
+    places, shares = [], []
+    for share, sign in ((0.25, -1.0), (0.75, 1.0)):
+        place = share * (n - 1)
+        low = int(place)
+        places += [low, min(low + 1, n - 1)]
+        shares += [sign * (1 - (place - low)), sign * (place - low)]
+    return np.array(places), np.array(shares)

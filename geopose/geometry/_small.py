@@ -11,15 +11,17 @@ products of whole arrays. `TO_TANGENT` and `SIGN_PAIRS` lead back to (rho, phi).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dposv, dsyev
 
-from geopose.geometry.refine import bend_of, robust, stops
+from geopose.geometry.refine import DAMPING, stops
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +31,7 @@ TO_TANGENT = np.array(
 SIGN_PAIRS = np.multiply.outer(*2 * [np.array([1.0, 1.0, -1.0, -1.0, 1.0, 1.0])])
 _FLAT = TO_TANGENT[:, None] * 6 + TO_TANGENT
 _FLIP = np.array([[-1.0], [1.0]])
-_START, _DOWN, _UP, _LOW, _HIGH = 1e-4, 0.1, 10.0, 1e-9, 1e6  # damping, as in `levenberg_marquardt`
+_START, _DOWN, _UP, _LOW, _HIGH = DAMPING
 
 
 class Small:
@@ -80,25 +82,35 @@ class Small:
         self._differentiate()
         return self._flat.dot(self._flat_t)
 
-    def soft(self, pose: Floats, kernel: str, scale: float) -> Floats:
-        """The same for the sum of rho(|r|^2); `kernel` and `scale` as in `robust`. A point behind is lost."""
+    def truncated(self, pose: Floats, gate2: float) -> Floats:
+        """The same for the sum of min(|r|^2, gate2); a point behind the camera costs gate2."""
+        squared = self._squares(pose)
+        return self._weighted(np.where(squared < gate2, 1.0, 0.0), np.minimum(squared, gate2))
+
+    def geman_mcclure(self, pose: Floats, gate2: float) -> Floats:
+        """The same for the sum of |r|^2 / (1 + |r|^2 / gate2), its curvature left out of the Hessian."""
+        squared = self._squares(pose)
+        share = 1 / (1 + squared / gate2)
+        return self._weighted(share * share, gate2 - gate2 * share)
+
+    def _squares(self, pose: Floats) -> Floats:
+        """(N,) squared whitened residuals, infinite behind the camera, after `_differentiate`."""
         z = self.points_cam(pose)[2]
         behind = z <= 0 if pose.item(11) <= self.radius else None
         if behind is not None:
             z[behind] = 1.0
         self._differentiate()
-        J = self._gram
-        x, y = self.residual
-        squared = x * x + y * y
+        r = self.residual
+        x, y = r * r
+        x += y
         if behind is not None:
-            squared[behind] = np.inf
-        value, slope, second = robust(squared, kernel, scale)
-        G = (J * slope).reshape(7, -1).dot(self._flat_t)
-        if second is not None:
-            pulls = J[:6, 0] * x
-            pulls += J[:6, 1] * y
-            G[:6, :6] += (pulls * bend_of(squared, slope, second)).dot(pulls.T)
-        G[6, 6] = value.sum()
+            x[behind] = np.inf
+        return x
+
+    def _weighted(self, slope: Floats, value: Floats) -> Floats:
+        """The Gram matrix with points weighed by `slope` (N,), their costs `value` (N,) summed in the last entry."""
+        G: Floats = (self._gram * slope).reshape(7, -1).dot(self._flat_t)
+        G[6, 6] = np.add.reduce(value)
         return G
 
     def points_cam(self, pose: Floats) -> Floats:
@@ -138,18 +150,24 @@ def tangent_information(gram: Floats) -> Floats:
 
 
 def moved(pose: Floats, step: list[float]) -> Floats:
-    """`pose` (4, 4) moved by `step` in the tangent used here: `small_step` of `refine`."""
+    """`pose` (4, 4) moved back by `step` in the tangent used here: `small_step` of `refine`."""
     y, x, z, back, right, down = step
-    x, y, z = -0.5 * x, 0.5 * y, 0.5 * z
+    x, y, z = 0.5 * x, -0.5 * y, -0.5 * z
     xx, yy, zz = x * x, y * y, z * z
     s = 2 / (1 + xx + yy + zz)
     turn = (
-        1 - s * (yy + zz), s * (x * y - z), s * (x * z + y), right,
-        s * (x * y + z), 1 - s * (xx + zz), s * (y * z - x), down,
-        s * (x * z - y), s * (y * z + x), 1 - s * (xx + yy), -back,
+        1 - s * (yy + zz), s * (x * y - z), s * (x * z + y), -right,
+        s * (x * y + z), 1 - s * (xx + zz), s * (y * z - x), -down,
+        s * (x * z - y), s * (y * z + x), 1 - s * (xx + yy), back,
         0.0, 0.0, 0.0, 1.0,
     )  # fmt: skip
     return np.array(turn).reshape(4, 4).dot(pose)
+
+
+@functools.lru_cache(maxsize=64)
+def _damped(damping: float) -> Floats:
+    """What multiplies the normal matrix (6, 6)."""
+    return np.ones((6, 6)) + damping * np.eye(6)
 
 
 class Descent:
@@ -162,6 +180,7 @@ class Descent:
     __slots__ = (
         "_before",
         "_damping",
+        "_step",
         "converged",
         "cost",
         "done",
@@ -180,6 +199,7 @@ class Descent:
         self.converged, self.done = False, not self.cost < math.inf
         self.length, self.expected = math.nan, math.inf
         self._damping, self._before = _START, math.nan
+        self._step: Floats | None = None
 
     def restart(self) -> None:
         """Go on with the damping of a start, unless it has converged."""
@@ -187,20 +207,31 @@ class Descent:
 
     def step(self, tolerance: float) -> None:
         """One trial step; `tolerance` in standard deviations of the pose."""
+        self.propose(tolerance)
+        self.settle()
+
+    def propose(self, tolerance: float) -> None:
+        """The first half of `step`: what the linear model says, `length` and `expected`."""
         gram = self.gram
-        lhs = gram[:6, :6].copy()
-        lhs.reshape(36)[::7] *= 1 + self._damping
         gradient = gram[:6, 6]
-        _, step, info = dposv(lhs, gradient)
+        _, step, info = dposv(gram[:6, :6] * _damped(self._damping), gradient)
         if info:
             self.done = True
             return
-        self.length = step.dot(gradient).item()
-        self.expected = self.cost - self.length
-        trial = moved(self.pose, (-step).tolist())
-        if stops(self.length, self._before, tolerance):  # what it would change is beyond what counts
-            self.pose, self.cost, self.converged, self.done = trial, max(self.expected, 0.0), True, True
+        self.length = length = step.dot(gradient).item()
+        self.expected = self.cost - length
+        if stops(length, self._before, tolerance):  # what it would change is beyond what counts
+            self.pose, self.cost = moved(self.pose, step.tolist()), max(self.expected, 0.0)
+            self.converged = self.done = True
+        else:
+            self._step = step
+
+    def settle(self) -> None:
+        """The second half: the step is taken where it lowers the cost."""
+        step, self._step = self._step, None
+        if step is None:
             return
+        trial = moved(self.pose, step.tolist())
         gram = self.look(trial)
         cost = math.inf if gram is None else gram.item(48)
         near = self.length < 1e-10 * self.cost and cost <= self.cost * (1 + 1e-9) + 1e-24
@@ -211,9 +242,35 @@ class Descent:
             self.done = self._damping >= _HIGH
             self._damping, self._before = min(self._damping * _UP, _HIGH), math.nan
 
+    def run(self, most: int, tolerance: float) -> None:
+        """Up to so many steps."""
+        for _ in range(most):
+            if self.done:
+                break
+            self.step(tolerance)
 
-def starts(small: Small) -> tuple[tuple[Floats, Floats] | None, bool]:
-    """Both weak-perspective poses (4, 4), and whether the points are coplanar; None where they are collinear.
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """Both weak-perspective poses (4, 4); whether the points are coplanar; their centre and the direction (3,) in
+    which they vary least."""
+
+    poses: tuple[Floats, Floats]
+    flat: bool
+    centre: Floats
+    normal: Floats
+
+    def mirrored(self) -> list[Floats]:
+        """The two of the object's mirror image, as reflections (4, 4) of the object itself: in weak perspective they
+        look the same, with what lies before the principal plane behind it."""
+        flip = np.eye(4)
+        flip[:3, :3] -= 2 * np.multiply.outer(self.normal, self.normal)
+        flip[:3, 3] = 2 * self.normal.dot(self.centre) * self.normal
+        return [pose.dot(flip) for pose in self.poses]
+
+
+def starts(small: Small) -> Starts | None:
+    """Both weak-perspective poses; None where the points are collinear.
 
     The formulas and names of `two_starts`.
     """
@@ -230,7 +287,7 @@ def starts(small: Small) -> tuple[tuple[Floats, Floats] | None, bool]:
     variances, axes, info = dsyev(moments[:3, :3] - np.multiply.outer(centre, centre))
     v0, v1, v2 = variances.tolist()
     if info or not v1 > 1e-10 * v2:
-        return None, True
+        return None
     rays = np.empty((3, n))
     rays[:2], rays[2] = small.xy, 1.0
     x, y, z = rays.dot(share).tolist()
@@ -249,7 +306,7 @@ def starts(small: Small) -> tuple[tuple[Floats, Floats] | None, bool]:
     a1 = math.sqrt(max(size + real, 0.0) * 0.5)
     a2 = math.sqrt(max(size - real, 0.0) * 0.5) * (-1.0 if imag < 0 else 1.0)
     if not s1 + a1 * a1 > 0:
-        return None, True
+        return None
     depth = 1 / math.sqrt(s1 + a1 * a1)
     p1, q1, a1, p2, q2, a2 = (value * depth for value in (p1, q1, a1, p2, q2, a2))
     (_, y1, x1), (_, y2, x2), (_, y3, x3) = axes.tolist()
@@ -271,4 +328,4 @@ def starts(small: Small) -> tuple[tuple[Floats, Floats] | None, bool]:
         pose[:3] = turn.T.dot(pose[:3])
         pose[3, 3] = 1.0
         poses.append(pose)
-    return (poses[0], poses[1]), v0 <= 1e-9 * v2
+    return Starts((poses[0], poses[1]), v0 <= 1e-9 * v2, centre, basis[2])

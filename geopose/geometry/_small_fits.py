@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from geopose.geometry._fits import FIRST_STEPS, RIVAL, SETTLED, TIE, chi2_limit, hopeless_cost
 from geopose.geometry._pnp_options import PnPOptions
 from geopose.geometry._small import Descent, Floats, Small
+
+_NEARER = 16.0  # squared ratio of distances
 
 
 @functools.lru_cache(maxsize=4096)
@@ -18,9 +21,9 @@ def limit_of(freedom: int) -> float:
     return float(chi2_limit(np.array(float(freedom))))
 
 
-def first_look(small: Small, both: tuple[Floats, Floats], limit: float, options: PnPOptions) -> list[Descent]:
+def first_look(small: Small, both: Sequence[Floats], limit: float, options: PnPOptions) -> list[Descent]:
     """Both starts refined on all points; `_fits.first_look` says when one is given up."""
-    runs = [Descent(small.plain, pose) for pose in both]
+    runs, spread = [Descent(small.plain, pose) for pose in both], None
     half = min(FIRST_STEPS, options.max_iterations)
     for first, last in ((0, half), (half, options.max_iterations)):
         if first:
@@ -31,16 +34,44 @@ def first_look(small: Small, both: tuple[Floats, Floats], limit: float, options:
         for steps in range(first + 1, last + 1):
             for run in runs:
                 if not run.done:
-                    run.step(options.tolerance)
-            lost = all(run.expected > 10 * limit for run in runs)
-            if lost:
-                fair = hopeless_cost(steps, limit, spread_of(small))
-                lost = all(run.expected > fair for run in runs)
+                    run.propose(options.tolerance)
+            if min(run.expected for run in runs) > 10 * limit:
+                spread = spread_of(small) if spread is None else spread
+                fair = hopeless_cost(steps, limit, spread)
+                if all(run.expected > fair for run in runs):
+                    return runs
+            for run in runs:
+                run.settle()
             settled = any(run.length < SETTLED and run.cost < limit for run in runs)
             for run in runs:
-                run.done = run.done or lost or (settled and run.cost > limit + RIVAL)
+                run.done = run.done or (settled and run.cost > limit + RIVAL)
             if all(run.done for run in runs):
                 break
+    return runs
+
+
+def rivals_of(best: Descent, small: Small, starts: Sequence[Floats], options: PnPOptions) -> list[Descent]:
+    """The starts refined, each until it is seen to be far from `best`, which has converged on the same points.
+
+    A start is left out where it lies that much nearer to `best` than the other one does: it leads there.
+    """
+    off = [pose[:3, :3] - best.pose[:3, :3] for pose in starts]
+    chord = [np.vdot(a, a).item() for a in off]
+    worst, runs = best.cost + RIVAL, []
+    for pose, length in zip(starts, chord, strict=True):
+        if length * _NEARER < max(chord):
+            continue
+        run = Descent(small.plain, pose)
+        for _ in range(options.max_iterations):
+            if run.done:
+                break
+            run.propose(options.tolerance)
+            if run.expected > worst:
+                break
+            run.settle()
+            if run.cost > worst:
+                break
+        runs.append(run)
     return runs
 
 
@@ -72,4 +103,4 @@ def spread_of(small: Small) -> float:
     """`_fits.spread_of`."""
     off = small.xy - np.add.reduce(small.xy, 1)[:, None] / small.xy.shape[1]
     off *= small.weight
-    return float((off * off).sum())
+    return float(np.vdot(off, off))

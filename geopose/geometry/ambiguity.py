@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from geopose.geometry._arrays import Array
+from geopose.geometry._arrays import Array, namespace
 from geopose.geometry.p3p import _cross
 from geopose.geometry.pose import Pose
-from geopose.geometry.refine import fast_pose, namespace
+from geopose.geometry.refine import fast_pose
 
 
 def two_starts(points: Array, xy: Array, weights: Array) -> tuple[Pose, Array]:

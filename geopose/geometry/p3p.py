@@ -10,11 +10,7 @@ import torch
 # arrays are numpy or torch, float64; every function keeps the kind it was given
 Array = Any
 _FIRST, _SECOND = np.array([0, 0, 1]), np.array([1, 2, 2])  # the sides 12, 13, 23
-_CUBIC = ((0, 0), (0, 1), (1, 0), (1, 1))
-_TURN, _BACK = np.array([1, 2, 0]), np.array([2, 0, 1])
-_EXCHANGE, _CROSSWISE = np.array([0, 2, 1]), np.array([0, 2, 1, 5, 4, 3])  # of the last two coordinates
-_COLUMNS = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])
-_ENTRIES = _COLUMNS.ravel()  # of a symmetric matrix, from its entries 00, 01, 02, 11, 12, 22
+_ROUND = np.array([0, 1, 2, 0, 1])
 
 
 def p3p(points_obj: Array, bearings: Array) -> tuple[Array, Array]:
@@ -34,7 +30,9 @@ def p3p(points_obj: Array, bearings: Array) -> tuple[Array, Array]:
     with np.errstate(all="ignore"):
         rays = bearings / xp.sqrt((bearings * bearings).sum(-1))[..., None]
         points, rays = (xp.moveaxis(a, (-2, -1), (0, 1)) for a in (points_obj, rays))  # (3, 3, ...)
-        R, t = poses_of(points[:, :, None], rays[:, :, None], triangle_depths(points, rays))
+        depths = triangle_depths(points, rays)
+        wide = xp.broadcast_to(points[:, :, None], (3, *depths.shape))
+        R, t = poses_of(wide, rays[:, :, None], depths)
         return xp.moveaxis(R, (2, 0, 1), (-3, -2, -1)), xp.moveaxis(t, (1, 0), (-2, -1))
 
 
@@ -44,20 +42,28 @@ def triangle_depths(points: Array, rays: Array, polish: int = 2) -> Array:
     points, rays: (3, 3, ...), the point first, then its coordinates; unit rays. polish: Newton steps. The layout
     makes every array operation one over all problems.
     """
-    xp = torch if isinstance(points, torch.Tensor) else np
     sides = _pick(points, _FIRST) - _pick(points, _SECOND)
-    a = (sides * sides).sum(1)
+    return depths_of((sides * sides).sum(1), (_pick(rays, _FIRST) * _pick(rays, _SECOND)).sum(1), polish)
+
+
+def depths_of(a: Array, b: Array, polish: int) -> Array:
+    """`triangle_depths` of triangles with the squared sides `a` (3, ...), order 12, 13, 23, and cosines `b` (3, ...)
+    between the rays. Without `polish` the sides are not checked either."""
+    xp = torch if isinstance(a, torch.Tensor) else np
     size = a.sum(0)
-    a, b = a / size, (_pick(rays, _FIRST) * _pick(rays, _SECOND)).sum(1)
-    return _polish(xp, _ratios(xp, a, b), a[:, None], b[:, None], polish) * xp.sqrt(size)
+    if not polish:
+        return _ratios(xp, a, b, 0) * xp.sqrt(size)
+    a = a / size
+    return _polish(xp, _ratios(xp, a, b, 2), a[:, None], b[:, None], polish) * xp.sqrt(size)
 
 
 def poses_of(points: Array, rays: Array, depths: Array) -> tuple[Array, Array]:
     """R (3, 3, ...), t (3, ...) of three points (3, 3, ...) at `depths` (3, ...) along unit rays (3, 3, ...)."""
     xp = torch if isinstance(points, torch.Tensor) else np
     points_cam = depths[:, None] * rays
-    frame_cam, frame_obj = _triangle_frame(xp, points_cam), _triangle_frame(xp, points)
-    R = (frame_cam[:, :, None] * frame_obj[:, None]).sum(0)
+    frames = _triangle_frame(xp, xp.concatenate([points_cam, points], -1))
+    count = points.shape[-1]
+    R = (frames[:, :, None, ..., :count] * frames[:, None, ..., count:]).sum(0)
     return R, points_cam[0] - (R * points[0]).sum(1)
 
 
@@ -71,6 +77,11 @@ def _pick(a: Array, index: np.ndarray) -> Array:
     return a[index] if isinstance(a, torch.Tensor) else a.take(index, 0)
 
 
+def _reverse(a: Array) -> Array:
+    """`a` with its first axis turned round; np.flip takes longer than the arithmetic around it."""
+    return a.flip(0) if isinstance(a, torch.Tensor) else a[::-1]
+
+
 def _cross(xp: Any, a: Array, b: Array) -> Array:
     """(..., 3) cross product; np.cross costs three times as much on small arrays."""
     ax, ay, az = a[..., 0], a[..., 1], a[..., 2]
@@ -81,97 +92,75 @@ def _cross(xp: Any, a: Array, b: Array) -> Array:
 def _triangle_frame(xp: Any, points: Array) -> Array:
     """(3, 3, ...) orthonormal axes: along side 12, in the plane, normal; of points (3, 3, ...)."""
     e1, side = points[1] - points[0], points[2] - points[0]
-    e3 = _pick(e1, _TURN) * _pick(side, _BACK) - _pick(e1, _BACK) * _pick(side, _TURN)
     e1 = e1 / xp.sqrt((e1 * e1).sum(0))
-    e3 = e3 / xp.sqrt((e3 * e3).sum(0))
-    return _rows(e1, _pick(e3, _TURN) * _pick(e1, _BACK) - _pick(e3, _BACK) * _pick(e1, _TURN), e3)
+    e2 = side - (e1 * side).sum(0) * e1
+    e2 = e2 / xp.sqrt((e2 * e2).sum(0))
+    a, b = _pick(e1, _ROUND), _pick(e2, _ROUND)
+    return _rows(e1, e2, a[1:4] * b[2:] - a[2:] * b[1:4])
 
 
-def _adjugate(xp: Any, m: Array) -> Array:
-    """The entries (6, ...) 00, 01, 02, 11, 12, 22 of the adjugate of a symmetric matrix given the same way."""
-    p, q, r, s, t, u = m
-    return _rows(s * u - t * t, r * t - q * u, q * t - r * s, p * u - r * r, q * r - p * t, p * s - q * q)
+def _ratios(xp: Any, a: Array, b: Array, polish: int) -> Array:
+    """Depths (3, 4, ...) of the three rays where the squared sides sum up to one, NaN where complex or negative.
 
-
-def _ratios(xp: Any, a: Array, b: Array) -> Array:
-    """Positive depths (3, 4, ...) of the three rays, NaN where complex or negative."""
-    (a12, a13, a23), (b12, b13, b23) = a, b
-    zero = a12 * 0
-    one = _rows(a23, -a23 * b12, zero, a23 - a12, a12 * b23, -a12)
-    two = _rows(a23, zero, -a23 * b13, -a13, a13 * b23, a23 - a13)
-    pair = xp.moveaxis(_rows(one, two), 0, 1)  # entry, conic
-    adjugate = _adjugate(xp, pair)
-    adjugate[[1, 2, 4]] *= 2
-    # coefficients of det(one + g two)
-    c = _rows(*((adjugate[:, i] * pair[:, j]).sum(0) for i, j in _CUBIC))
-    c[0] /= 3
-    c[3] /= 3
-    # the smaller end coefficient belongs to the constant term: no root at infinity
-    swap = xp.abs(c[3]) < xp.abs(c[0])
-    one, two = xp.where(swap, two, one), xp.where(swap, one, two)
-    c0, c1, c2, c3 = xp.where(swap, xp.flip(c, (0,)), c)
-    g = _real_root(xp, c2 / c3, c1 / c3, c0 / c3)
-    lines = _split(xp, one + g * two)  # (3, 2, ...): two lines
-    other = (two - g * one)[:, None]  # any other conic of the pencil
-    # in depths over the first, (1, y, z): the line gives the one with the larger coefficient by the other, s
-    big = xp.abs(lines[1]) > xp.abs(lines[2])
-    lines = xp.where(big, lines, _pick(lines, _EXCHANGE))
-    q00, q0d, q0s, qdd, qds, qss = xp.where(big, other, _pick(other, _CROSSWISE))
-    w0, w1 = -lines[0] / lines[1], -lines[2] / lines[1]
+    x E12 + y E13 + z E23 with x a12 + y a13 + z a23 = 0 vanishes at the depths, where Eij = di^2 + dj^2 - 2 bij di dj.
+    """
+    (b12, b13, b23), a23 = b, a[2]
+    # det(x E12 + ...) = s12 x^2 (y + z) + s13 y^2 (x + z) + s23 z^2 (x + y) + 2 m x y z, with squared sines s,
+    # m = 1 - b12 b13 b23, x = a23, y = g a23, z = -(a12 + g a13): a cubic in g, or from the other end in 1 / g
+    ends, sines = a[:2], 1 - b * b
+    turned, across, s23 = _reverse(ends), a23 * sines[:2], sines[2]
+    outer = ends * (s23 * ends - across)
+    inner = across * (a23 - turned) + ends * (s23 * (ends + 2 * turned) - 2 * a23 * (1 - b12 * b13 * b23))
+    swap = xp.abs(outer[1]) < xp.abs(outer[0])  # the smaller one is the constant term: no root at infinity
+    c0, c3 = xp.where(swap, _reverse(outer), outer)
+    c1, c2 = xp.where(swap, _reverse(inner), inner)
+    g = _real_root(xp, c2 / c3, c1 / c3, c0 / c3, polish)
+    k12, k13 = xp.where(swap, g, 1.0), xp.where(swap, 1.0, g)
+    # the degenerate conic, and another one of the pencil
+    x, y, z = _rows(k12, -k13) * a23, _rows(k13, k12) * a23, _rows(-k12, k13) * a[0] - _rows(k13, k12) * a[1]
+    # d is the depth, of the second or the third point, whose square counts more; s is the other one
+    big = xp.abs(x[0] + z[0]) > xp.abs(y[0] + z[0])
+    x, y = xp.where(big, x, y), xp.where(big, y, x)
+    bd, bs = xp.where(big, b12, b13), xp.where(big, b13, b12)
+    (m00, q00), (mdd, qdd), (mss, qss) = x + y, x + z, y + z
+    (m0d, q0d), (m0s, q0s), (mds, qds) = -bd * x, -bs * y, -b23 * z
+    # the conic falls into the lines d = w0 + w1 s, mdd d = -(m0d + mds s) +- (r0 + r1 s)
+    r00, r11, r01 = m0d * m0d - mdd * m00, mds * mds - mdd * mss, m0d * mds - mdd * m0s
+    first = r00 > r11
+    root = xp.sqrt(xp.where(first, r00, r11))  # NaN where the lines are complex
+    rest = r01 / root
+    r0, r1 = xp.where(first, root, rest), xp.where(first, rest, root)
+    w0, w1 = _rows(r0 - m0d, -r0 - m0d) / mdd, _rows(r1 - mds, -r1 - mds) / mdd
     A = qss + w1 * (2 * qds + qdd * w1)
     B = q0s + qds * w0 + w1 * (q0d + qdd * w0)
     C = q00 + w0 * (2 * q0d + qdd * w0)
-    disc = B * B - A * C
-    disc = xp.where((disc < 0) & (disc > -1e-9 * (B * B + xp.abs(A * C))), 0.0, disc)
-    q = -(B + xp.where(B < 0, -1.0, 1.0) * xp.sqrt(disc))
+    square = B * B
+    disc = square - A * C
+    disc = xp.where(disc > -1e-9 * square, xp.where(disc > 0, disc, 0.0), xp.nan)
+    q = -B - xp.copysign(xp.sqrt(disc), B)
     s = _rows(q / A, C / q)  # (2, 2, ...)
     d = w0 + w1 * s
-    y, z = xp.where(big, d, s), xp.where(big, s, d)
-    y, z = y.reshape((4, *y.shape[2:])), z.reshape((4, *z.shape[2:]))
-    form = 2 * (1 - b13 * z + z * z + y * (y - b12 - b23 * z))
-    first = xp.where((y > 0) & (z > 0), 1 / xp.sqrt(form), xp.nan)
-    return _rows(first, first * y, first * z)
+    form = 2 * (1 + d * (d - bd - b23 * s) + s * (s - bs))
+    one = xp.where((d > 0) & (s > 0), 1 / xp.sqrt(form), xp.nan)
+    d, s = d * one, s * one
+    return _rows(one, xp.where(big, d, s), xp.where(big, s, d)).reshape((3, 4, *g.shape))
 
 
-def _real_root(xp: Any, b: Array, c: Array, d: Array) -> Array:
+def _real_root(xp: Any, b: Array, c: Array, d: Array, polish: int) -> Array:
     """The real root of d + c g + b g^2 + g^3 that lies farthest from the others."""
-    q = (b * b - 3 * c) / 9
-    r = (b * (2 * b * b - 9 * c) + 27 * d) / 54
-    q3 = q * q * q
-    inside = r * r - q3
-    sign = xp.where(r < 0, 1.0, -1.0)
-    root_q = xp.sqrt(xp.where(q > 0, q, 0.0))
-    angle = xp.arccos(xp.abs(r) / (root_q * q))  # used where the ratio is under one
-    big = (xp.abs(r) + xp.sqrt(xp.where(inside > 0, inside, 0.0))) ** (1 / 3)
-    single = big + xp.where(big > 0, q / big, 0.0)
-    g = sign * xp.where(inside < 0, 2 * root_q * xp.cos(angle / 3), single) - b / 3
-    for _ in range(2):
+    third = b / 3
+    q = third * third - c / 3
+    r = third * (third * third - 0.5 * c) + 0.5 * d
+    size, inside = xp.abs(r), r * r - q * q * q
+    three = inside < 0
+    root_q = xp.sqrt(q)
+    big = (size + xp.sqrt(inside)) ** (1 / 3)
+    far = xp.where(three, 2 * root_q * xp.cos(xp.arccos(size / (root_q * q)) / 3), big + q / big)
+    g = -third - xp.copysign(far, r)
+    for _ in range(polish):
         step = (d + g * (c + g * (b + g))) / (c + g * (2 * b + 3 * g))
         g = xp.where(xp.isfinite(step), g - step, g)
     return g
-
-
-def _split(xp: Any, pair: Array) -> Array:
-    """The two lines (3, 2, ...) of symmetric rank-two matrices (6, ...), NaN where they are complex."""
-    adj = -_adjugate(xp, pair)
-    dx, dy, dz = adj[0], adj[3], adj[5]
-    # p with adj = p p', by its largest entry
-    first, second, third = (_pick(adj, k) for k in _COLUMNS)
-    column, scale = xp.where(dy > dx, second, first), xp.maximum(dx, dy)
-    column, scale = xp.where(dz > scale, third, column), xp.maximum(scale, dz)
-    px, py, pz = column / xp.sqrt(scale)  # NaN where negative
-    zero = pz * 0
-    matrix = _pick(pair, _ENTRIES) + _rows(zero, -pz, py, pz, zero, -px, -py, px, zero)
-    matrix = matrix.reshape((3, 3, *px.shape))  # C + [p]x = 2 m l'
-    size = xp.abs(matrix)
-    row, column = _largest(xp, matrix, size.sum(1)), _largest(xp, xp.moveaxis(matrix, 0, 1), size.sum(0))
-    return xp.moveaxis(_rows(row, column), 0, 1)
-
-
-def _largest(xp: Any, rows: Array, size: Array) -> Array:
-    """Of the rows (3, 3, ...) the one (3, ...) of greatest `size` (3, ...)."""
-    first = xp.where(size[1] > size[0], rows[1], rows[0])
-    return xp.where(size[2] > xp.maximum(size[0], size[1]), rows[2], first)
 
 
 def _polish(xp: Any, depths: Array, a: Array, b: Array, steps: int) -> Array:

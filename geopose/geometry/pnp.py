@@ -63,11 +63,15 @@ def solve_pnp(
         and the camera through the implicit function theorem at the optimum, inliers held fixed; all else is
         detached.
     """
+    seed = seed_of(generator)
+    if _is_plain(points_obj, points_px, camera, cov_px):
+        data = points_obj[None], points_px[None], None if cov_px is None else cov_px[None], camera
+        return _solve((), data, swaps, options, seed)
     arrays = check(points_obj, points_px, camera, cov_px)
     tensors = [a for a in (*arrays, *camera._array_leaves()) if isinstance(a, torch.Tensor)]
     dtype = next((a.dtype for a in (points_px, points_obj) if _is_floating(a)), _FLOAT64)
     lead, data = flatten(*arrays, camera)
-    result = _solve(lead, data, swaps, options, seed_of(generator))
+    result = _solve(lead, data, swaps, options, seed)
     if not tensors:
         return result if dtype == _FLOAT64 else _convert(result, lambda a: _as_dtype(a, dtype))
     device = tensors[0].device
@@ -95,6 +99,23 @@ def _solve(
         return replace(found, swapped=np.zeros(len(pairs), bool))
     found, swapped = exchange(solve(obj, px, cov, lens, options, seed), data, options, seed, pairs)
     return replace(_unflatten(found, lead), swapped=swapped.reshape((*lead, len(pairs))))
+
+
+def _is_plain(obj: Any, px: Any, camera: Any, cov: Any) -> bool:
+    """Whether this is one problem of float64 arrays whose shapes match, and a camera of numbers."""
+    return (
+        type(obj) is type(px) is np.ndarray
+        and obj.dtype == px.dtype == _FLOAT64
+        and obj.shape == (len(px), 3)
+        and px.shape == (len(px), 2)
+        and (
+            cov is None
+            or (type(cov) is np.ndarray and cov.dtype == _FLOAT64 and cov.shape == (len(px), 2, 2))
+        )
+        and type(camera) is Camera
+        and type(camera.fx) is float
+        and type(camera.distortion) is tuple
+    )
 
 
 def _is_floating(a: Any) -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from geopose.geometry._arrays import Array
+from geopose.geometry._arrays import Array, namespace
 from geopose.geometry.p3p import poses_of, triangle_depths
 from geopose.geometry.pose import Pose
-from geopose.geometry.refine import Reprojection, fast_pose, levenberg_marquardt, namespace
+from geopose.geometry.refine import Reprojection, fast_pose, levenberg_marquardt
 
 _BLOCK = 128  # samples of the first look; more are drawn only where it did not settle the matter
 MISSED = 1e-6  # chance of having drawn no three inliers that ends the search
@@ -116,7 +116,7 @@ def _score_samples(problem: Reprojection, index: Array, gate: float, keep: int) 
     rays = rays / xp.sqrt((rays * rays).sum(1))[:, None]
     points, rays = (xp.moveaxis(a, 1, 0) for a in (problem.points, rays))  # (3, B, N)
     points, rays = (xp.stack([a[:, rows, index[..., k]] for k in range(3)]) for a in (points, rays))
-    depths = xp.moveaxis(triangle_depths(points, rays, polish=1), 1, 2).reshape((3, batch, 4 * count))
+    depths = xp.moveaxis(triangle_depths(points, rays, polish=0), 1, 2).reshape((3, batch, 4 * count))
     none = xp.isnan(depths[0])  # about half: leave out what no item has
     order = _stable(none * 1)[:, : max(int((~none).sum(-1).max()), min(keep, count * 4))]
     sample = order % count

@@ -15,53 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from geopose.geometry._arrays import Array
+from geopose.geometry._arrays import Array, namespace
+from geopose.geometry._kernels import normal_equations, robust, squares
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 
-KERNELS = ("none", "truncated", "huber", "cauchy", "geman_mcclure")
-# damping: start, factor after success, factor after failure, bounds
+JacobianFn = Callable[[Pose], tuple[Array, Array]]
+StopFn = Callable[[int, Array, Array, Array], Array]
 _TINY = 1e-300  # keeps an all-zero matrix from being singular
 _EYE = np.eye(3)
 # row i: the skew matrix of the i-th axis, flattened
 _GENERATORS = np.array(
     [[0.0, 0, 0, 0, 0, -1, 0, 1, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0], [0, -1, 0, 1, 0, 0, 0, 0, 0]]
 )
-_CURVATURE = 0.95  # most of a residual's curvature that a kernel may take away
 _DIFFERENCE = 1e-5  # radians, and share of the distance
 _RATIO, _MARGIN = 0.01, 0.01  # squared: steps that shrink by ten, and a tenth of the tolerance
-_START, _DOWN, _UP, _LOW, _HIGH = 1e-4, 0.1, 10.0, 1e-9, 1e6
-
-
-def namespace(x: Array) -> Any:
-    """The module, numpy or torch, whose functions take `x`."""
-    return torch if isinstance(x, torch.Tensor) else np
-
-
-def robust(squared: Array, kernel: str, scale: float) -> tuple[Array, Array, Array | None]:
-    """rho(s), rho'(s), rho''(s) of a kernel at squared whitened residuals s; `scale` in standard deviations.
-
-    Near zero every kernel is rho(s) = s. With c = scale: `truncated` min(s, c^2); `huber` 2 c sqrt(s) - c^2
-    beyond c; `cauchy` c^2 log(1 + s/c^2); `geman_mcclure` s / (1 + s/c^2), which tends to c^2. The second
-    derivative is None where it is zero throughout.
-    """
-    xp, c2 = namespace(squared), scale * scale
-    if kernel == "none":
-        return squared, xp.ones_like(squared), None
-    if kernel == "truncated":
-        inside = squared < c2
-        return xp.where(inside, squared, c2), xp.where(inside, 1.0, xp.zeros_like(squared)), None
-    if kernel == "huber":
-        beyond = squared > c2
-        root = xp.sqrt(xp.where(beyond, squared, c2))
-        second = xp.where(beyond, -0.5 * scale / (root * root * root), 0.0)
-        return xp.where(beyond, 2 * scale * root - c2, squared), scale / root, second
-    q = 1 / (1 + squared / c2)
-    if kernel == "cauchy":
-        return -c2 * xp.log(q), q, -q * q / c2
-    if kernel == "geman_mcclure":
-        return xp.where(xp.isfinite(squared), squared * q, c2), q * q, -2 / c2 * q * q * q
-    raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")
+_BLOCK = 64  # problems evaluated at once on the CPU
+_SPARSE = 0.75  # where fewer of the problems are still open, the others are left out
+# damping: start, factor after success, factor after failure, bounds
+DAMPING = _START, _DOWN, _UP, _LOW, _HIGH = 1e-4, 0.1, 10.0, 1e-9, 1e6
 
 
 def fast_pose(R: Array, t: Array) -> Pose:
@@ -188,14 +160,15 @@ class LMResult:
 @np.errstate(all="ignore")  # items that are not finite say so in their result
 def levenberg_marquardt(
     residual_fn: Callable[[Pose], Array] | None,
-    jacobian_fn: Callable[[Pose], tuple[Array, Array]],
+    jacobian_fn: JacobianFn,
     pose: Pose,
     *,
     kernel: str = "none",
     scale: float = 1.0,
     max_iterations: int = 30,
     tolerance: float = 1e-7,
-    stop_fn: Callable[[int, Array, Array, Array], Array] | None = None,
+    stop_fn: StopFn | None = None,
+    part_fn: Callable[[Array], tuple[JacobianFn, StopFn | None]] | None = None,
 ) -> LMResult:
     """The pose of least sum(rho(|r|^2)) near `pose`.
 
@@ -212,59 +185,102 @@ def levenberg_marquardt(
             pose (`stops`).
         stop_fn: (steps taken, cost, squared length of the step in standard deviations, cost that the linear
             model expected after it) -> (...) bool, items to give up; asked after every step.
+        part_fn: indices of the last batch dimension -> `jacobian_fn` and `stop_fn` of these problems alone, the
+            `residual_fn` being None. Where it is given, what is done is no longer computed.
     Notes:
         Marquardt 1963 with the scaling of the diagonal. Every item has its own damping, accepts only steps
         that lower its own cost, and stops by itself; a NaN item leaves its neighbours bit-identical.
         The gradient is exact for every kernel; the Hessian leaves out the curvature of the residual.
     """
     xp = namespace(pose.R)
-    cost, A, g = _normal_equations(xp, *jacobian_fn(pose), kernel, scale)
+    evaluate = _evaluator(xp, jacobian_fn, part_fn, pose, None, kernel, scale)
+    cost, A, g = evaluate(pose)
     done = ~xp.isfinite(cost)
     if bool(done.any()):  # lost from the start: harmless numbers, never looked at again
         A, g = xp.where(done[..., None, None], 1.0, A), xp.where(done[..., None], 0.0, g)
     converged = xp.zeros_like(done)
     damping, count, before = xp.full_like(cost, _START), 0, xp.full_like(cost, xp.nan)
+    rest: _Rest | None = None
     while count < max_iterations and not bool(done.all()):
+        if part_fn is not None:
+            open_ = ~done.reshape((-1, done.shape[-1])).all(0)
+            if int(open_.sum()) < _SPARSE * len(open_):
+                state = [pose.R, pose.t, cost, A, g, done, converged, damping, before]
+                rest, state = _Rest.of(rest, open_, state)
+                (jacobian_fn, stop_fn), pose = part_fn(rest.items), fast_pose(*state[:2])
+                evaluate = _evaluator(xp, jacobian_fn, part_fn, pose, rest.items, kernel, scale)
+                cost, A, g, done, converged, damping, before = state[2:]
         count += 1
-        lhs = A * 1.0
-        diagonal = lhs.reshape((*cost.shape, 36))[..., ::7]
-        diagonal *= 1 + damping[..., None]
-        diagonal += _TINY
-        step = -xp.linalg.solve(lhs, g[..., None])[..., 0]
-        length = -(step * g).sum(-1)  # squared length of the step in standard deviations (undamped)
-        trial = small_step(pose, step)
+        trial, length = _proposed(pose, A, g, damping)
         if residual_fn is None:
-            cost_new, A_new, g_new = _normal_equations(xp, *jacobian_fn(trial), kernel, scale)
+            cost_new, A_new, g_new = evaluate(trial)
         else:
-            cost_new = robust(_squares(residual_fn(trial)), kernel, scale)[0].sum(-1)
+            cost_new = robust(squares(residual_fn(trial)), kernel, scale)[0].sum(-1)
         # so near the optimum that rounding hides the decrease, a step is taken on trust
         small, expected = stops(length, before, tolerance), cost - length
         near = small | (length < 1e-10 * cost)
         take = ((cost_new < cost) | (near & (cost_new <= cost * (1 + 1e-9) + 1e-24))) & ~done
         converged = converged | (small & ~done)
-        all_taken = bool(take.all())
-        if all_taken:
-            pose, cost = trial, cost_new
-        else:
-            R = xp.where(take[..., None, None], trial.R, pose.R)
-            pose = fast_pose(R, xp.where(take[..., None], trial.t, pose.t))
-            cost = xp.where(take, cost_new, cost)
+        pick = _chooser(xp, take)
+        pose, cost = fast_pose(pick(trial.R, pose.R), pick(trial.t, pose.t)), pick(cost_new, cost)
         done = done | small | (~take & (damping >= _HIGH))
-        before = length if all_taken else xp.where(take, length, xp.nan)
+        before = pick(length, xp.nan)
         if stop_fn is not None:
             done = done | stop_fn(count, cost, length, expected)
         damping = xp.clip(damping * xp.where(take, _DOWN, _UP), _LOW, _HIGH)
         if residual_fn is not None:
-            _, A_new, g_new = _normal_equations(xp, *jacobian_fn(pose), kernel, scale)
-        if all_taken:
-            A, g = A_new, g_new
-        else:
-            A = xp.where(take[..., None, None], A_new, A)
-            g = xp.where(take[..., None], g_new, g)
+            _, A_new, g_new = evaluate(pose)
+        A, g = pick(A_new, A), pick(g_new, g)
+    if rest is not None:
+        pose_R, pose_t, cost, A, _, _, converged = rest.whole([pose.R, pose.t, cost, A, g, done, converged])
+        pose = fast_pose(pose_R, pose_t)
     return LMResult(pose, cost, A, converged, count)
 
 
-def stops(length: Any, before: Any, tolerance: float) -> Any:
+def _proposed(pose: Pose, A: Array, g: Array, damping: Array) -> tuple[Pose, Array]:
+    """The pose after a damped step, and the squared length of that (undamped) in standard deviations."""
+    lhs = A * 1.0
+    diagonal = lhs.reshape((*damping.shape, 36))[..., ::7]
+    diagonal *= 1 + damping[..., None]
+    diagonal += _TINY
+    step = -namespace(A).linalg.solve(lhs, g[..., None])[..., 0]
+    return small_step(pose, step), -(step * g).sum(-1)
+
+
+def _chooser(xp: Any, take: Array) -> Callable[[Array, Any], Array]:
+    """The function (new, old) -> new where `take`, else old."""
+    if bool(take.all()):
+        return lambda new, old: new
+    return lambda new, old: xp.where(take.reshape((*take.shape, *[1] * (new.ndim - take.ndim))), new, old)
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """Problems that are still computed: their indices of the last batch dimension, and the arrays of all problems."""
+
+    items: Array
+    arrays: list[Array]
+
+    @classmethod
+    def of(cls, before: _Rest | None, open_: Array, state: list[Array]) -> tuple[_Rest, list[Array]]:
+        """Of the problems computed so far those where `open_`, and their part of `state`."""
+        here = open_.nonzero()[0] if isinstance(open_, np.ndarray) else open_.nonzero()[:, 0]
+        lead = (slice(None),) * (state[2].ndim - 1)
+        if before is None:
+            rest = cls(here, [a.copy() if isinstance(a, np.ndarray) else a.clone() for a in state])
+        else:
+            rest = cls(before.items[here], before.whole(state))
+        return rest, [a[(*lead, here)] for a in state]
+
+    def whole(self, state: list[Array]) -> list[Array]:
+        """The arrays of all problems, those of `items` as in `state`."""
+        index = (*(slice(None),) * (state[2].ndim - 1), self.items)
+        for all_, part in zip(self.arrays, state, strict=False):
+            all_[index] = part
+        return self.arrays[: len(state)]
+
+
+def stops(length: Any, before: Any, tolerance: Any) -> Any:
     """Whether a step of squared length `length`, after one of `before`, leaves less to go than `tolerance`.
 
     Standard deviations of the pose. Gauss-Newton steps shrink by a constant ratio in the end, so the next step
@@ -274,34 +290,34 @@ def stops(length: Any, before: Any, tolerance: float) -> Any:
     return (length <= limit) | ((length <= _RATIO * before) & (length * length <= _MARGIN * limit * before))
 
 
-def bend_of(squared: Array, slope: Array, second: Array) -> Array:
-    """(..., M) the curvature that a kernel adds along the residual, limited so that the Hessian stays positive."""
-    xp = namespace(squared)
-    return xp.maximum(2 * second, -_CURVATURE * slope / xp.where(squared > 0, squared, 1.0))
+def _evaluator(
+    xp: Any,
+    jacobian_fn: JacobianFn,
+    part_fn: Callable[[Array], tuple[JacobianFn, StopFn | None]] | None,
+    pose: Pose,
+    items: Array | None,
+    kernel: str,
+    scale: float,
+) -> Callable[[Pose], tuple[Array, Array, Array]]:
+    """The function pose -> `normal_equations`; on the CPU in blocks that fit into its cache where there is `part_fn`.
 
-
-def _squares(r: Array) -> Array:
-    return (r * r).sum(-2)
-
-
-def _normal_equations(xp: Any, r: Array, J: Array, kernel: str, scale: float) -> tuple[Array, Array, Array]:
-    """Cost (...), half the Hessian (..., 6, 6) and half the gradient (..., 6).
-
-    The Hessian leaves out the curvature of the residual, not that of the kernel, which is limited so that it
-    stays positive (Triggs et al., "Bundle adjustment", 1999, section 4.3).
+    items: indices of the problems of `pose`, None for all of them.
     """
-    if kernel == "none":
-        flat = J.reshape((*J.shape[:-3], 6, -1))
-        return (r * r).sum((-1, -2)), flat @ flat.mT, (flat @ r.reshape((*r.shape[:-2], -1, 1)))[..., 0]
-    squared = _squares(r)
-    value, weight, second = robust(squared, kernel, scale)
-    r = xp.where(xp.isfinite(r), r, 0.0)
-    pulls = (J * r[..., None, :, :]).sum(-2)  # (..., 6, M)
-    weighted = J * weight[..., None, None, :]
-    A = weighted.reshape((*J.shape[:-3], 6, -1)) @ J.reshape((*J.shape[:-3], 6, -1)).mT
-    if second is not None:
-        A = A + (pulls * bend_of(squared, weight, second)[..., None, :]) @ pulls.mT
-    return value.sum(-1), A, (pulls * weight[..., None, :]).sum(-1)
+    count = pose.t.shape[-2] if pose.t.ndim > 1 else 1
+    if part_fn is None or xp is torch or count <= _BLOCK:
+        return lambda pose: normal_equations(xp, *jacobian_fn(pose), kernel, scale)
+    slices = [slice(i, i + _BLOCK) for i in range(0, count, _BLOCK)]
+    blocks = [(s, part_fn(s if items is None else items[s])[0]) for s in slices]
+
+    def evaluate(pose: Pose) -> tuple[Array, Array, Array]:
+        cost = np.empty(pose.t.shape[:-1])
+        A, g = np.empty((*cost.shape, 6, 6)), np.empty((*cost.shape, 6))
+        for s, jacobian in blocks:
+            r, J = jacobian(fast_pose(pose.R[..., s, :, :], pose.t[..., s, :]))
+            cost[..., s], A[..., s, :, :], g[..., s, :] = normal_equations(np, r, J, kernel, scale)
+        return cost, A, g
+
+    return evaluate
 
 
 def implicit_pose(
