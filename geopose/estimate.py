@@ -38,6 +38,7 @@ CANDIDATES = 6
 _LOOKS = 2  # crops of one candidate, the second around what the first found
 _SURE = 0.85  # confidence at which no other crop is looked at
 _DOUBTFUL = ("no_consensus", "not_converged")  # a pose that the photograph may confirm
+_ABSENT = 0.05  # confidence below which what was looked at is taken for something else
 _NEARLY = 0.5  # of the best candidate's score; others are not looked at
 _DRAWN_FACES = 2500  # of the mesh that is laid over the picture
 
@@ -134,6 +135,9 @@ class PoseEstimator:
             return [self._nothing(camera, (reason, *notes), timings)]
         found.sort(key=lambda f: (f.status != "ok", -f.confidence))
         found = _distinct(found, self.model.diameter)[:max_instances]
+        if box is None:
+            found = [_seen(f) for f in found]
+            found = [f for f in found if f.status != "not_found"] or found[:1]
         return [replace(f, reasons=(*f.reasons, *notes), timings=timings) for f in found]
 
     def _instance(
@@ -369,6 +373,14 @@ def _given(box: Any) -> Candidate:
 
 def _sure(found: PoseEstimate) -> bool:
     return found.status == "ok" and found.confidence >= _SURE
+
+
+def _seen(found: PoseEstimate) -> PoseEstimate:
+    """The estimate, or "not_found" where hardly anything speaks for it; its pose remains, as the best so far."""
+    if found.status not in _DOUBTFUL or found.confidence >= _ABSENT:
+        return found
+    reason = "nothing in the picture looks like the object; the pose is that of the place that comes nearest"
+    return replace(found, status="not_found", reasons=(reason, *found.reasons))
 
 
 def _distinct(found: list[PoseEstimate], diameter: float) -> list[PoseEstimate]:

@@ -25,7 +25,7 @@ class PoseEstimate:
     """A pose in a photograph, how sure it is, and everything needed to see why.
 
     pose: cam_from_obj, metres, or None; covariance: (6, 6) of (rho, phi), metres and radians, or None;
-    status: "ok" or why not (see `solve_pnp`; "not_found" when the object was not located); reasons: in words;
+    status: "ok" or why not (see `solve_pnp`; "not_found" when nothing looks like it); reasons: in words;
     confidence: in [0, 1], the probability that the pose is right; keypoints: dict of points_px (K, 2), cov_px
     (K, 2, 2), inliers (K,), points_obj (K, 3), or empty; box: (4,) x0, y0, x1, y1 image pixels of the whole
     object; alternatives: other poses that the keypoints allow, with their

@@ -11,6 +11,7 @@ import trimesh
 from PIL import Image
 
 from geopose.cad.model import CadModel, load_cad
+from geopose.cad.symmetry import Symmetries
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace
 from geopose.data.synthetic import SyntheticDataset
@@ -90,10 +91,23 @@ def test_a_picture_without_the_object_is_refused(estimator: PoseEstimator) -> No
     noise = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)
     for picture in (flat, noise):
         found = estimator.estimate(picture)
-        assert found.status != "ok"
+        assert found.status == "not_found"
         assert found.reasons
-    assert estimator.estimate(flat).status == "not_found"
     assert json.loads(estimator.estimate(flat).to_json())["cam_from_obj"] is None
+
+
+def test_pictures_of_other_things_are_not_found(estimator: PoseEstimator) -> None:
+    for name in ("car", "iss"):
+        other = load_cad(name)
+        scenes = SyntheticDataset(other, np.zeros((1, 3)), Symmetries.none(), SyntheticOptions(), 7, "scene")
+        for index in range(2):
+            picture = np.ascontiguousarray(scenes[index]["image"].transpose(1, 2, 0))
+            every = estimator.estimate_all(picture)
+            assert [found.status for found in every] == ["not_found"]
+            assert every[0].confidence < 0.05
+            assert every[0].reasons
+    given = estimator.estimate(picture, box=(100, 100, 300, 300))  # whoever gives a box says that it is there
+    assert given.status not in ("ok", "not_found")
 
 
 def test_estimate_pose_finds_its_model_and_guesses_the_camera(scenes: list, tmp_path: Path) -> None:
