@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import exp_so3
 
-_DATA = Path(os.environ.get("GEOPOSE_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+_ROOT = Path(__file__).resolve().parents[1]
+_DATA = Path(os.environ.get("GEOPOSE_DATA") or _ROOT.parent / "shared" / "data")
 
 
 def data_path(*parts: str) -> Path:
@@ -20,6 +23,17 @@ def data_path(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"{'/'.join(parts)} is not in the data folder (set GEOPOSE_DATA)")
     return path
+
+
+def load_script(*parts: str) -> ModuleType:
+    """The module of a file of the repository that no package holds: `load_script("examples", "xwing.py")`."""
+    path = _ROOT.joinpath(*parts)
+    spec = importlib.util.spec_from_file_location(f"{parts[0]}_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def rotation_vectors(rng: np.random.Generator, count: int, kind: str = "uniform") -> np.ndarray:

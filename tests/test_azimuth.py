@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from helpers import load_script
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
@@ -559,13 +559,8 @@ def test_the_example_runs(
 ) -> None:
     monkeypatch.setenv("GEOPOSE_CACHE", str(tmp_path / "cache"))
     assert len(EXAMPLE.read_text().splitlines()) < 80
-    spec = importlib.util.spec_from_file_location("car_azimuth", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
     words = f"--out {tmp_path} --minutes 0.02 --cars 4 --count 8 --workers 0"
-    example.main(words.split())
+    load_script("examples", "car_azimuth.py").main(words.split())
     printed = capsys.readouterr().out
     assert "circular, unseen cars: right in" in printed
     assert "geometry, its true points, 2 px off: right in" in printed

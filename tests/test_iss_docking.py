@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import sys
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import load_script
 from PIL import Image
 from scipy import stats
 
@@ -594,14 +594,9 @@ def test_the_example_runs(
 ) -> None:
     source = ROOT / "examples" / "iss_docking.py"
     assert len(source.read_text().splitlines()) < 80
-    spec = importlib.util.spec_from_file_location("iss_docking_example", source)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
     command = ["iss_docking.py", "--out", str(tmp_path), "--minutes", "0.02", "--count", "6"]
     monkeypatch.setattr(sys, "argv", command)
-    example.main()
+    load_script("examples", "iss_docking.py").main()
     written = {p.name for p in tmp_path.iterdir()}
     assert {"answers.png", "errors.png", "iss.geopose", "submission.csv"} <= written
     assert len(read_labels(tmp_path / "submission.csv")) == 4

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import runpy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import load_script
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -597,9 +597,9 @@ def test_training_says_what_is_wrong(walked: Path, tmp_path: Path) -> None:
 
 
 def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], walked: Path) -> None:
-    example = Path(__file__).parents[1] / "examples" / "kings_college.py"
-    main = runpy.run_path(str(example))["main"]
-    main(["--out", str(tmp_path), "--minutes", "0.05", "--frames", "12", "4"])
+    load_script("examples", "kings_college.py").main(
+        ["--out", str(tmp_path), "--minutes", "0.05", "--frames", "12", "4"]
+    )
     text = capsys.readouterr().out
     assert "on the 4 test views" in text
     for words in (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import random_poses, toy_points
+from helpers import load_script, random_poses, toy_points
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
@@ -301,8 +299,7 @@ def test_the_pursued_ship_is_seen_from_behind() -> None:
 def run_example(name: str, words: str) -> None:
     path = EXAMPLES / name
     assert len(path.read_text().splitlines()) < 80
-    main: Callable[[list[str]], None] = runpy.run_path(str(path))["main"]
-    main(words.split())
+    load_script("examples", name).main(words.split())
 
 
 def test_the_xwing_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
