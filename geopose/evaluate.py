@@ -20,7 +20,7 @@ from tqdm import tqdm
 from geopose._io import atomic_path
 from geopose.data.bop import BopDataset, BopFrame, BopObject, read_bop
 from geopose.data.bop_results import BopResult, write_results
-from geopose.data.sample import projected_box
+from geopose.data.sample import ViewSpace, projected_box
 from geopose.distributed import process_group, split_indices
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
@@ -87,7 +87,8 @@ def evaluate_bop(
         share = _run(dataset, known.obj_id, target, own, estimator, boxes, progress and rank == 0)
         pictures = share.pictures(target) if report is not None else []
         parts = _gather(share.to_json() | {"pictures": [p.to_json() for p in pictures]}, world)
-    evaluation = _merge(parts, dataset, known.obj_id, boxes, visib)
+    notes = (*dataset.notes, *_unknown_views(estimator, frames, known.obj_id, target))
+    evaluation = _merge(parts, dataset, known.obj_id, boxes, visib, notes)
     if rank == 0:
         results = [_result(row) for part in parts for row in part["results"]]
         results.sort(key=lambda r: (r.scene_id, r.im_id, -r.score))
@@ -104,6 +105,31 @@ def _object(dataset: BopDataset, obj_id: int | None) -> BopObject:
     if obj_id not in dataset.objects:
         raise ValueError(f"obj_id: expected one of {sorted(dataset.objects)}, got {obj_id}")
     return dataset.objects[obj_id]
+
+
+def _unknown_views(
+    estimator: Any, frames: Sequence[BopFrame], obj_id: int, target: ScoredObject
+) -> Iterator[str]:
+    """A note, where the set shows the object from outside of the view space that the model was trained for."""
+    options = getattr(estimator, "meta", {}).get("options", {})
+    names = ("elevation_deg", "azimuth_deg", "roll_deg")
+    if not all(name in options for name in (*names, "up")):
+        return
+    elevation, azimuth, roll = (tuple(options[name]) for name in names)
+    view = ViewSpace(elevation, azimuth, roll, options["up"])
+    centre = 0.5 * (target.points.min(0) + target.points.max(0))
+    poses = [i.pose for frame in frames for i in frame.instances if i.obj_id == obj_id]
+    same = [Pose.from_matrix(s) for s in target.symmetries]
+    unknown = sum(not any(view.holds(pose @ s, centre) for s in same) for pose in poses)
+    if unknown:
+        limits = ", ".join(
+            f"{name.removesuffix('_deg')} {low:g} to {high:g}"
+            for name, (low, high) in ((name, options[name]) for name in names)
+        )
+        yield (
+            f"{unknown} of {len(poses)} objects are seen from where the model never saw its own ({limits} degrees): "
+            "train it for these views, or leave them out"
+        )
 
 
 @dataclass(frozen=True)
@@ -228,7 +254,12 @@ def _gather(part: dict[str, Any], world: int) -> list[dict[str, Any]]:
 
 
 def _merge(
-    parts: Sequence[dict[str, Any]], dataset: BopDataset, obj_id: int, boxes: str, visib: float
+    parts: Sequence[dict[str, Any]],
+    dataset: BopDataset,
+    obj_id: int,
+    boxes: str,
+    visib: float,
+    notes: Sequence[str],
 ) -> Evaluation:
     scores = [Score(**row) for part in parts for row in part["scores"]]
     skipped = [text for part in parts for text in part["skipped"]]
@@ -236,7 +267,7 @@ def _merge(
         raise ValueError(f"{dataset.root}: no picture could be read; first: {skipped[0]}")
     task = "whole pictures, no box given" if boxes == "none" else "TRUE BOXES GIVEN"
     title = f"{dataset.root.name}/{dataset.split}, object {obj_id}: {task}"
-    return evaluation_of(title, scores, visib, skipped, dataset.notes)
+    return evaluation_of(title, scores, visib, skipped, notes)
 
 
 def _write(

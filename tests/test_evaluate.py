@@ -288,6 +288,22 @@ class Oracle:
         return min(found, key=lambda e: np.linalg.norm(e.box - box))
 
 
+def test_views_that_the_model_was_not_trained_for_are_counted(bop: Path) -> None:
+    oracle = Oracle(bop)
+    everywhere = {"elevation_deg": [-90, 90], "azimuth_deg": [-180, 180], "roll_deg": [-180, 180], "up": "+z"}
+    for limits, words in (
+        ({}, None),
+        (
+            {"elevation_deg": [89, 90], "roll_deg": [0, 0]},
+            "7 of 7 objects are seen from where the model never saw",
+        ),
+    ):
+        oracle.meta = {"options": everywhere | limits}
+        notes = evaluate_bop(bop, None, oracle).notes
+        assert bool(notes) == (words is not None)
+        assert words is None or (words in notes[0] and "elevation 89 to 90" in notes[0])
+
+
 def test_an_oracle_is_perfect(bop: Path, tmp_path: Path) -> None:
     oracle = Oracle(bop)
     paths = {"csv": tmp_path / "r.csv", "summary": tmp_path / "s.json", "report": tmp_path / "r.html"}

@@ -34,6 +34,26 @@ def dataset(model: CadModel, kind: str, seed: int = 3, **options: object) -> Syn
     )
 
 
+@pytest.mark.parametrize("up", ["+z", "-z", "+y", "-y", "+x", "-x"])
+def test_views_say_from_where_they_were_taken(up: str, rng: np.random.Generator) -> None:
+    view = ViewSpace((-20, 70), (-200, 30), (-50, 10), up)
+    centre = rng.normal(size=3)
+    for _ in range(20):
+        angles = [rng.uniform(*limits) for limits in (view.elevation_deg, view.azimuth_deg, view.roll_deg)]
+        ray = np.array([*rng.uniform(-0.5, 0.5, 2), 1.0])
+        R = turned_to(ray) @ look_at(*np.deg2rad(angles), up)
+        pose = Pose(R, 4 * ray - R @ centre)
+        found = view.angles_deg(pose, centre)
+        np.testing.assert_allclose((found - angles + 180) % 360 - 180, 0, atol=1e-6)
+        assert view.holds(pose, centre, slack_deg=1e-6)
+        for number, off in ((0, 25.0), (0, -25.0), (1, 65.0), (2, 80.0)):
+            limits = (view.elevation_deg, view.azimuth_deg, view.roll_deg)[number]
+            other = list(angles)
+            other[number] = limits[int(off > 0)] + np.sign(off) * min(abs(off), 19.0)
+            R = turned_to(ray) @ look_at(*np.deg2rad(other), up)
+            assert not view.holds(Pose(R, 4 * ray - R @ centre), centre)
+
+
 @pytest.mark.parametrize("kind", ["crop", "window", "scene"])
 def test_a_picture_depends_on_seed_and_index_alone(car: CadModel, kind: str) -> None:
     small = {"crop_size": 64, "window_size": 64, "scene_wh": (96, 64), "scene_range": (20.0, 60.0)}

@@ -67,6 +67,26 @@ class ViewSpace:
         roll = float(np.deg2rad(generator.uniform(*self.roll_deg)))
         return look_at(elevation, azimuth, roll, self.up)
 
+    def angles_deg(self, pose: Pose, centre: Array) -> Array:
+        """(3,) elevation, azimuth and roll, degrees, from which a pose cam_from_obj shows the object whose middle is
+        `centre` (3,), object frame."""
+        ray = pose.R @ centre + pose.t
+        eye = _UP_FRAMES[self.up] @ (-pose.R.T @ ray)
+        elevation, azimuth = np.arctan2(eye[2], np.hypot(eye[0], eye[1])), np.arctan2(eye[1], eye[0])
+        turn = turned_to(ray).T @ pose.R @ look_at(elevation, azimuth, 0.0, self.up).T
+        return np.rad2deg([elevation, azimuth, np.arctan2(turn[1, 0], turn[0, 0])])
+
+    def holds(self, pose: Pose, centre: Array, slack_deg: float = 3.0) -> bool:
+        """Whether a pose cam_from_obj shows the object from here, give or take `slack_deg`; `centre` as in
+        `angles_deg`."""
+        elevation, azimuth, roll = self.angles_deg(pose, centre)
+        limits = self.elevation_deg, self.azimuth_deg, self.roll_deg
+        whole_turns = (0.0,), (-360.0, 0.0, 360.0), (-360.0, 0.0, 360.0)
+        return all(
+            any(low - slack_deg <= angle + turn <= high + slack_deg for turn in turns)
+            for angle, (low, high), turns in zip((elevation, azimuth, roll), limits, whole_turns, strict=True)
+        )
+
     def sample_distance(self, generator: np.random.Generator) -> float:
         """Distance in diameters, uniform in its logarithm."""
         return float(np.exp(generator.uniform(*np.log(self.distance))))
