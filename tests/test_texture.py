@@ -15,6 +15,7 @@ from PIL import Image
 from geopose.cad import CadModel, choose_keypoints, find_symmetries, load_cad, mesh
 from geopose.cad.render import render
 from geopose.cli import main
+from geopose.data.bop_write import BopWriter
 from geopose.data.picture import PictureMaker, SyntheticOptions
 from geopose.data.sample import look_at
 from geopose.geometry.camera import Camera
@@ -83,6 +84,20 @@ def test_baked_paint_looks_like_the_texture(box: CadModel) -> None:
 
 def test_a_plain_texture_needs_no_more_faces() -> None:
     assert len(labelled(paint=False).baked(2500).faces) == 12
+
+
+def test_it_leaves_as_a_trimesh_with_its_texture_and_as_a_bop_model_with_its_labels(
+    box: CadModel, tmp_path: Path
+) -> None:
+    again = load_cad(box.trimesh(), "m")
+    np.testing.assert_array_equal(again.texture, box.texture)
+    np.testing.assert_allclose(pictures(again), pictures(box), atol=1e-3)
+    with BopWriter(tmp_path / "set") as writer:
+        writer.add_model(1, box, find_symmetries(box))
+    (path,) = (tmp_path / "set").glob("models/*.ply")
+    stored = load_cad(path, "mm")
+    assert stored.colors is not None
+    assert np.ptp(stored.colors, axis=0).min() > 0.5
 
 
 def test_training_pictures_show_the_labels(box: CadModel) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageColor
+from PIL import Image, ImageColor
 from trimesh import Scene, Trimesh, available_formats, load_scene
+from trimesh.visual import TextureVisuals
 
 from geopose.cad import appearance, mesh
 
@@ -181,16 +182,14 @@ class CadModel:
         )  # fmt: skip
 
     def trimesh(self) -> Trimesh:
-        """A `trimesh.Trimesh` of the same arrays, metres; a texture is baked into vertex colours."""
-        baked = self.baked()
-        colors = None if baked.colors is None else np.round(255 * baked.colors).astype(np.uint8)
+        """A `trimesh.Trimesh` of the same arrays, metres, with vertex colours or the texture."""
         result = Trimesh(
-            self.vertices.copy(),
-            self.faces.copy(),
-            vertex_normals=self.normals.copy(),
-            vertex_colors=colors,
-            process=False,
+            self.vertices.copy(), self.faces.copy(), vertex_normals=self.normals.copy(), process=False
         )
+        if self.texture is not None:
+            result.visual = TextureVisuals(self.uv, image=Image.fromarray(self.texture))
+        elif self.colors is not None:
+            result.visual.vertex_colors = np.round(255 * self.colors).astype(np.uint8)
         result.units = "m"
         return result
 

@@ -20,6 +20,7 @@ from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 
 FLUSH_EVERY = 100
+_PAINTED_FACES = 10_000  # of a model, at most, when its texture becomes colours
 
 
 class BopWriter:
@@ -75,7 +76,7 @@ class BopWriter:
         """Write `models/obj_XXXXXX.ply` in millimetres and the object's line of models_info.json."""
         self._points[obj_id] = model.vertices
         folder = self.root / "models"
-        mesh = model.trimesh()
+        mesh = model.baked(_PAINTED_FACES).trimesh()  # models of the format have colours, no textures
         mesh.apply_scale(1 / MM)
         with atomic_path(folder / f"obj_{obj_id:06d}.ply") as temporary:
             temporary.write_bytes(mesh.export(file_type="ply"))
