@@ -120,7 +120,7 @@ def test_commands_of_a_page_parse(path: Path, capsys: pytest.CaptureFixture[str]
         if arguments is None:
             continue
         try:
-            cli._parser(arguments).parse_args(arguments)
+            cli._parsed(arguments)
         except SystemExit as stop:
             if stop.code != 0:  # 0: asked for --help
                 pytest.fail(f"{where}: {capsys.readouterr().err}")
