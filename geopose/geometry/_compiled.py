@@ -103,10 +103,10 @@ def has_compiler() -> bool:
 
 @functools.cache
 def _compiled_step() -> Any:
-    """`_step`, compiled for any number of points and problems."""
+    """`_step`, compiled for any number of points and problems, for one thread: more wait for one another."""
     if not has_compiler():
         raise RuntimeError("PnPOptions.compiled: expected a C++ compiler (g++, clang++ or $CXX), found none")
-    return torch.compile(_step, dynamic=True, fullgraph=True)
+    return torch.compile(_step, dynamic=True, fullgraph=True, options={"cpp.threads": 1})
 
 
 def _step(
