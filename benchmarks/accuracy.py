@@ -57,11 +57,9 @@ def main() -> None:
 
     model = load_cad(args.cad, args.unit)
     estimator = PoseEstimator.load(args.model or model_of(args.cad, args.unit))
-    trained = estimator.meta["options"]
-    view = ViewSpace(
-        tuple(args.elevation or trained["elevation_deg"]), tuple(trained["azimuth_deg"]),
-        tuple(args.roll or trained["roll_deg"]), trained["up"],
-    )  # fmt: skip
+    view = ViewSpace.of_training(estimator.meta["options"])
+    asked = {"elevation_deg": args.elevation, "roll_deg": args.roll}
+    view = replace(view, **{name: tuple(limits) for name, limits in asked.items() if limits})
     options = SyntheticOptions(view=view, scene_range=(40.0, 400.0))
     if not args.hidden:
         options = replace(options, clutter=0.0, occluders=0.0)

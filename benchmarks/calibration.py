@@ -355,8 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model = mesh_of(estimator, args.cad, args.unit)
     if model.colors is None and model.texture is None:
         model = model.painted(trained.get("color"))
-    elevation, azimuth, roll = (tuple(trained[f"{name}_deg"]) for name in ("elevation", "azimuth", "roll"))
-    options = SyntheticOptions(view=ViewSpace(elevation, azimuth, roll, trained["up"]))
+    options = SyntheticOptions(view=ViewSpace.of_training(trained))
     scenes = SyntheticDataset(model, estimator.keypoints, estimator.symmetries, options, args.seed, "scene")
     target = ScoredObject(model.vertices, model.diameter, estimator.symmetries.expand())
     files = list(photographs(args.without or []))  # a wrong folder is said before the work

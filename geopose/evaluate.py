@@ -115,8 +115,7 @@ def _unknown_views(
     names = ("elevation_deg", "azimuth_deg", "roll_deg")
     if not all(name in options for name in (*names, "up")):
         return
-    elevation, azimuth, roll = (tuple(options[name]) for name in names)
-    view = ViewSpace(elevation, azimuth, roll, options["up"])
+    view = ViewSpace.of_training(options)
     centre = 0.5 * (target.points.min(0) + target.points.max(0))
     poses = [i.pose for frame in frames for i in frame.instances if i.obj_id == obj_id]
     same = [Pose.from_matrix(s) for s in target.symmetries]

@@ -119,7 +119,7 @@ def replayed(
 
     Args:
         kept: samples to remember at most; then new ones take the place of random old batches.
-        change: makes of a drawn batch another one, mirrored for example; it may not change its tensors in place.
+        change: makes of a drawn batch, which is a copy, another one, mirrored for example.
         seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -104,13 +104,7 @@ def run(options: Options, out: Path | None = None) -> dict[str, Any]:
 
 def renders(estimator: PoseEstimator, options: Options) -> list[Scene]:
     """Pictures of the X-wing anywhere in view, 60 to 300 pixels large, nothing before it."""
-    trained = estimator.meta["options"]
-    view = ViewSpace(
-        tuple(trained["elevation_deg"]),
-        tuple(trained["azimuth_deg"]),
-        tuple(trained["roll_deg"]),
-        trained["up"],
-    )
+    view = ViewSpace.of_training(estimator.meta["options"])
     made = SyntheticOptions(
         view=view, scene_wh=options.size_wh, scene_range=(60.0, 300.0), clutter=0.0, occluders=0.0
     )

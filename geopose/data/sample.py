@@ -8,7 +8,9 @@ side of a square of the same diagonal.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -57,6 +59,14 @@ class ViewSpace:
             raise ValueError(f"up: expected one of {', '.join(_UP_FRAMES)}, got {self.up!r}")
         if not 0 < self.distance[0] <= self.distance[1]:
             raise ValueError(f"distance: expected 0 < nearest <= farthest in diameters, got {self.distance}")
+
+    @classmethod
+    def of_training(cls, options: Mapping[str, Any]) -> ViewSpace:
+        """The view space in the `options` of a checkpoint's metadata."""
+        elevation, azimuth, roll = (
+            tuple(options[f"{name}_deg"]) for name in ("elevation", "azimuth", "roll")
+        )
+        return cls(elevation, azimuth, roll, options["up"])
 
     def sample_rotation(self, generator: np.random.Generator) -> Array:
         """(3, 3) rotation of a camera that looks straight at the object; uniform over the part of the sphere
