@@ -13,12 +13,10 @@ import torch
 from geopose.bench.common import interleaved, timings
 from geopose.bench.pnp_peers import Solver, all_of, exact_peers, robust_peers
 from geopose.bench.pnp_scenes import CAMERA, Scenes, random_pixels, scenes
-from geopose.geometry._compiled import has_compiler
-from geopose.geometry.pnp import PnPOptions, solve_pnp
+from geopose.geometry.pnp import solve_pnp
 
 OURS = "geopose"
 BATCH, ROUNDS = 1024, 5
-_WORTH = 200  # problems in a batch; with fewer the minute that compiling takes is not worth it
 _LARGE = """
 import resource
 import numpy as np
@@ -71,9 +69,6 @@ def _batch(n: int, share: float, count: int, seed: int) -> dict[str, Any]:
             solve_pnp(p, q, CAMERA) for p, q in zip(problem.points, problem.px, strict=True)
         ],
     }
-    if share == 0 and count >= _WORTH and has_compiler():
-        options = PnPOptions(compiled=True)
-        contest["geopose, compiled"] = lambda: solve_pnp(problem.points, problem.px, CAMERA, options=options)
     if torch.cuda.is_available():
         points, px = (torch.from_numpy(a).cuda() for a in (problem.points, problem.px))
         contest["geopose, GPU"] = lambda: solve_pnp(points, px, CAMERA).pose.t.cpu()

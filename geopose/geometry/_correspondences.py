@@ -115,14 +115,18 @@ class Problem:
     to_px: tuple[Array, Array]  # focal lengths (B or 1, 1); ones where the residual is in pixels
 
 
+def distorts(camera: Camera) -> bool:
+    return len(camera.distortion) > 0 and bool((abs(as_float_array(camera.distortion)) > 0).any())
+
+
 def prepare(obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnPOptions) -> Problem:
     xp = namespace(px)
     valid = xp.isfinite(obj.sum(-1) + px.sum(-1))
     if cov is not None:
         valid = valid & xp.isfinite(cov.sum((-1, -2)))
-    distorts = len(camera.distortion) > 0 and bool((abs(as_float_array(camera.distortion)) > 0).any())
+    bent = distorts(camera)
     normal: Any = None
-    if distorts:
+    if bent:
         with np.errstate(all="ignore"):
             normal = camera.normalise(px)
         valid = valid & xp.isfinite(normal.sum(-1))
@@ -152,15 +156,15 @@ def prepare(obj: Array, px: Array, cov: Array | None, camera: Camera, options: P
     fx, fy, cx, cy = (_column(v, px) for v in (camera.fx, camera.fy, camera.cx, camera.cy))
     u, v = px[..., 0] - cx, px[..., 1] - cy
     focal = xp.stack([white[0] * u, white[1] * u + white[2] * v], -2) if camera.focal_rel_std > 0 else None
-    if not distorts:
+    if not bent:
         xy = xp.stack([u / fx, v / fy], -2)
         same = Reprojection(points, xy, xp.stack([white[0] * fx, white[1] * fx, white[2] * fy], -2))
         return Problem(same, same, valid, centre, size, focal, (fx, fy))
     exact = Reprojection(points, px.mT, xp.stack(white, -2), camera)
     rays = xp.concatenate([normal, xp.ones_like(normal[..., :1])], -1)
     J = camera.project_jacobian(rays)[1][..., :2]
-    bent = _lower(white, J)
-    pinhole = Reprojection(points, normal.mT, xp.stack([xp.where(valid, w, 0.0) for w in bent], -2))
+    lower = _lower(white, J)
+    pinhole = Reprojection(points, normal.mT, xp.stack([xp.where(valid, w, 0.0) for w in lower], -2))
     return Problem(exact, pinhole, valid, centre, size, focal, (1.0, 1.0))
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from geopose.geometry._arrays import Array, namespace
-from geopose.geometry._compiled import descend
 from geopose.geometry._pnp_options import PnPOptions
 from geopose.geometry.pose import Pose
 from geopose.geometry.refine import (
@@ -46,8 +45,6 @@ def first_look(problem: Reprojection, starts: Pose, limit: Array, options: PnPOp
             these = limits[here]
             return those.item(here).linearise, give_up
 
-        if options.compiled and problem.camera is None and xp is np:
-            return descend(those, pose, last - first, options.tolerance, lambda here: part(here)[1])
         linearise, give_up = part(slice(None))
         return levenberg_marquardt(
             None,

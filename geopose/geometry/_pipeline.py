@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from geopose.geometry._arrays import Array, back_to_numpy, namespace
-from geopose.geometry._correspondences import Problem, prepare
+from geopose.geometry._correspondences import Problem, distorts, prepare
+from geopose.geometry._finish import Found, finish, reorder
 from geopose.geometry._fits import (
     HYPOTHESES,
     OPTIMISE_STEPS,
-    RIVAL,
-    TIE,
     beyond_doubt,
     chi2_limit,
     first_look,
     refine_all,
 )
+from geopose.geometry._native import Items, solve_items
+from geopose.geometry._native_descents import CONVERGED, COST, NORMAL
+from geopose.geometry._native_item import CODE, COUNT, COVARIANCE, LOG_NFA, MIRRORED, ODD, PLACED, RMS, SOLVED
 from geopose.geometry._pnp_options import PnPOptions
-from geopose.geometry._single_search import MOST_POINTS, search_item, together
-from geopose.geometry._verdict import FEW, judge, last_words, screen
-from geopose.geometry.ambiguity import distinct, laplace_log_weight, two_starts
+from geopose.geometry._verdict import FEW, judge, screen
+from geopose.geometry.ambiguity import two_starts
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.ransac import (
@@ -39,33 +38,21 @@ from geopose.geometry.refine import LMResult, Reprojection, fast_pose
 CHUNK = 200_000  # points handled at once: bounds the memory
 
 
-@dataclass
-class Found:
-    """Results with one batch dimension; candidates have K in front and are sorted by cost."""
-
-    pose: Pose
-    covariance: Array
-    weight: Array
-    rms: Array
-    count: Array  # candidates that matter, (B,)
-    inliers: Array
-    status: np.ndarray
-    reason: np.ndarray
-
-
 def solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnPOptions, seed: int) -> Found:
     """The results of a batch (B,) of problems, points (B, N, 3), pixels (B, N, 2), covariances (B, N, 2, 2)."""
     batch, n = px.shape[:2]
     if batch == 0 or n < 3:  # too little to compute with: stand-ins without a finite point
         few = [np.full((max(batch, 1), 3, k), np.nan) for k in (3, 2)]
-        found = _solve(few[0], few[1], None, Camera(1, 1, 0, 0, (1, 1)), options, seed)
+        found = solve_arrays(few[0], few[1], None, Camera(1, 1, 0, 0, (1, 1)), options, seed)
         return _cut(found, batch, n, px, obj)
     size = max(CHUNK // n, 1)
     parts = []
     for i in range(0, batch, size):
         part = slice(i, i + size)
         lens = camera[part] if camera.batch_shape else camera
-        parts.append(_solve(obj[part], px[part], None if cov is None else cov[part], lens, options, seed))
+        parts.append(
+            _solve_part(obj[part], px[part], None if cov is None else cov[part], lens, options, seed)
+        )
     return parts[0] if len(parts) == 1 else _join(namespace(px), parts)
 
 
@@ -104,7 +91,90 @@ def _cut(found: Found, batch: int, n: int, obj: Array, px: Array) -> Found:
     )
 
 
-def _solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnPOptions, seed: int) -> Found:
+def _solve_part(
+    obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnPOptions, seed: int
+) -> Found:
+    """In machine code what can be, the rest by array operations."""
+    if isinstance(px, torch.Tensor) or options.kernel != "none" or distorts(camera):
+        return solve_arrays(obj, px, cov, camera, options, seed)
+    items = solve_items(obj, px, cov, camera, options, seed)
+    kind = items.answer[:, CODE]
+    if not kind.any():
+        return _solved(items, slice(None))
+    parts, order = [], []
+    for which in np.unique(kind):
+        here = np.flatnonzero(kind == which)
+        order.append(here)
+        if which == SOLVED:
+            parts.append(_solved(items, here))
+            continue
+        lens = camera[here] if camera.batch_shape else camera
+        some = obj[here], px[here], None if cov is None else cov[here], lens, options
+        parts.append(_finish_odd(items, here, *some) if which == ODD else solve_arrays(*some, seed))
+    found, back = _join(np, parts), np.argsort(np.concatenate(order))
+    return Found(
+        fast_pose(found.pose.R[:, back], found.pose.t[:, back]),
+        *(a[:, back] for a in (found.covariance, found.weight, found.rms)),
+        *(a[back] for a in (found.count, found.inliers, found.status, found.reason)),
+    )
+
+
+def _solved(items: Items, here: np.ndarray | slice) -> Found:
+    answer = items.answer[None, here]
+    placed = answer[..., PLACED : PLACED + 12].reshape((*answer.shape[:2], 3, 4))
+    count = answer.shape[1]
+    return Found(
+        fast_pose(placed[..., :3].copy(), placed[..., 3].copy()),
+        answer[..., COVARIANCE : COVARIANCE + 36].reshape((1, count, 6, 6)),
+        np.ones((1, count)),
+        answer[..., RMS].copy(),
+        np.zeros(count, int),
+        items.inlier[here],
+        np.full(count, "ok", dtype="<U16"),
+        np.full(count, "", dtype=object),
+    )
+
+
+def _finish_odd(
+    items: Items,
+    here: np.ndarray,
+    obj: np.ndarray,
+    px: np.ndarray,
+    cov: np.ndarray | None,
+    camera: Camera,
+    options: PnPOptions,
+) -> Found:
+    """The results of the items `here`, of which the other arguments are the problems."""
+    with np.errstate(all="ignore"):
+        problem = prepare(obj, px, cov, camera, options)
+        answer = items.answer[here]
+        last = int(answer[:, COUNT].max())
+        rows = np.moveaxis(items.candidates[here, :last], 1, 0)  # (K, B, WIDTH)
+        rows = np.where((np.arange(last)[:, None] < answer[:, COUNT])[..., None], rows, np.nan)
+        placed = rows[..., :12].reshape((*rows.shape[:2], 3, 4))
+        inlier, different = items.inlier[here], problem.valid.sum(-1)
+        status, reason = np.full(len(here), "ok", dtype="<U16"), np.full(len(here), "", dtype=object)
+        verdict = inlier, answer[:, LOG_NFA], answer[:, MIRRORED] > 0, options, status, reason, different
+        judge(problem, np.arange(len(here)), *verdict)
+        return finish(
+            problem,
+            fast_pose(placed[..., :3], placed[..., 3]),
+            rows[..., COST],
+            rows[..., NORMAL:].reshape((*rows.shape[:2], 6, 7))[..., :6],
+            rows[..., CONVERGED] > 0,
+            inlier,
+            camera,
+            options,
+            status,
+            reason,
+            different,
+        )
+
+
+def solve_arrays(
+    obj: Array, px: Array, cov: Array | None, camera: Camera, options: PnPOptions, seed: int
+) -> Found:
+    """The results by operations on arrays, numpy or torch, of all problems at once."""
     with np.errstate(all="ignore"):
         problem = prepare(obj, px, cov, camera, options)
         xp = namespace(px)
@@ -121,15 +191,14 @@ def _solve(obj: Array, px: Array, cov: Array | None, camera: Camera, options: Pn
         if options.kernel != "none" and len(search) < len(obj):
             found = refine_all(problem.exact, found.pose, options, options.kernel)
         pose, cost, information, converged = found.pose, found.cost, found.information, found.converged
-        for items, more, inlier_s, log_nfa, mirrored in _searches(
-            problem, search, limit, different, options, seed
-        ):
+        if len(search):
+            more, inlier_s, log_nfa = _search(problem, search, options, seed)
+            false = _fits_mirrored(problem, search, limit, options) & ~back_to_numpy(settled)[search]
             pose, cost, information, converged, inlier = _merge(
-                xp, items, (pose, cost, information, converged, inlier), (more, inlier_s)
+                xp, search, (pose, cost, information, converged, inlier), (more, inlier_s)
             )
-            false = mirrored & ~back_to_numpy(settled)[items]
             kept = back_to_numpy(inlier_s)
-            judge(problem, items, kept, log_nfa, false, options, status, reason, different)
+            judge(problem, search, kept, log_nfa, false, options, status, reason, different)
         candidates = (pose, cost, information, converged)
         return finish(problem, *candidates, inlier, camera, options, status, reason, different)
 
@@ -142,35 +211,6 @@ def take(xp: Any, pose: Pose, cost: Array) -> Pose:
         return fast_pose(pose.R[k], pose.t[k])
     rows = xp.arange(cost.shape[1]) if xp is np else torch.arange(cost.shape[1], device=cost.device)
     return fast_pose(pose.R[k, rows], pose.t[k, rows])
-
-
-Consensuses = tuple[np.ndarray, LMResult, Array, np.ndarray, np.ndarray]
-
-
-def _searches(
-    problem: Problem, items: np.ndarray, limit: Array, different: np.ndarray, options: PnPOptions, seed: int
-) -> Iterator[Consensuses]:
-    """Of groups of `items`: which, robust candidates (K, S), inliers (S, N), log false alarms (S,), and whether all
-    points fit the mirror image (S,).
-
-    On the CPU a search for one item after the other is several times faster than one for all together, in which every
-    item takes the steps of the slowest.
-    """
-    alone = np.zeros(len(items), bool)
-    if (
-        isinstance(problem.valid, np.ndarray)
-        and problem.exact is problem.pinhole
-        and options.kernel == "none"
-    ):
-        if problem.valid.shape[-1] <= MOST_POINTS:
-            found = {i: search_item(problem, i, limit[i], options, seed) for i in items if different[i] > 3}
-            found = {i: consensus for i, consensus in found.items() if consensus is not None}
-            alone = np.isin(items, list(found))
-            if found:
-                yield items[alone], *together([c for c in found.values() if c is not None])
-    rest = items[~alone]
-    if len(rest):
-        yield rest, *_search(problem, rest, options, seed), _fits_mirrored(problem, rest, limit, options)
 
 
 def _search(
@@ -215,7 +255,7 @@ def _local_optima(
         exact.item(pick), fast_pose(guess.R[:, pick], guess.t[:, pick]), gate, OPTIMISE_STEPS
     )
     order = xp.argsort(xp.where(xp.isnan(some_cost), xp.inf, some_cost), 0)
-    some, (some_cost,) = _reorder(order, some, some_cost)
+    some, (some_cost,) = reorder(order, some, some_cost)
     more = len(some_cost) - 1
     R, t, cost = (xp.concatenate([a, *[xp.full_like(a, xp.nan)] * more]) for a in (pose.R, pose.t, cost))
     R[:, pick], t[:, pick], cost[:, pick] = some.R, some.t, some_cost
@@ -255,114 +295,3 @@ def _fits_mirrored(problem: Problem, items: np.ndarray, limit: Array, options: P
     starts, _ = two_starts(exact.points, pin.xy, pin.whiten[..., 0, :] * pin.whiten[..., 2, :])
     found = first_look(exact, starts, limit[pick], options)
     return np.asarray(back_to_numpy((found.cost < limit[pick]).any(0)))
-
-
-def finish(
-    problem: Problem,
-    pose: Pose,
-    cost: Array,
-    information: Array,
-    converged: Array,
-    inlier: Array,
-    camera: Camera,
-    options: PnPOptions,
-    status: np.ndarray,
-    reason: np.ndarray,
-    different: np.ndarray,
-) -> Found:
-    """Best and rivals, their weights, covariances and the last statuses."""
-    xp = namespace(cost)
-    cost = xp.where(xp.isfinite(cost), cost, xp.inf)
-    rank = xp.arange(len(cost))[:, None] * TIE  # of two that are the same the earlier one
-    rank = rank if xp is np else rank.to(cost)
-    order = xp.argsort(xp.where(converged, cost, cost * (1 + 1e-6) + 1e-6) + rank, 0)
-    pose, (cost, information, converged) = _reorder(order, pose, cost, information, converged)
-    keep = (cost < cost[0] + RIVAL) & converged
-    last = max((k for k in range(1, len(cost)) if bool(keep[k].any())), default=0) + 1
-    pose = fast_pose(pose.R[:last], pose.t[:last])
-    cost, information, converged, keep = cost[:last], information[:last], converged[:last], keep[:last]
-    weight = xp.where(xp.isfinite(cost), xp.ones_like(cost), 0.0)
-    if last == 1:
-        covariance = _inverse(xp, information)
-    else:  # few problems have rivals: no work for the others
-        covariance = xp.full_like(information, xp.nan)
-        covariance[0] = _inverse(xp, information[0])
-        covariance[1:][keep[1:]] = _inverse(xp, information[1:][keep[1:]])
-        weight[1:] = 0.0
-        i = keep[1:].any(0)
-        some = fast_pose(pose.R[:, i], pose.t[:, i])
-        weight[:, i] = _weights(some, cost[:, i], information[:, i], covariance[:, i], keep[:, i])
-        order = xp.argsort(-weight[1:], 0) + 1  # repeated optima weigh nothing: rivals come first
-        order = xp.concatenate([order[:1] * 0, order])
-        pose, (weight, covariance, converged, cost) = _reorder(
-            order, pose, weight, covariance, converged, cost
-        )
-    lost = (status == "too_few_points") | (status == "degenerate")
-    if lost.any():  # no pose at all
-        i = torch.as_tensor(lost, device=cost.device) if xp is torch else lost
-        pose = fast_pose(xp.where(i[:, None, None], xp.nan, pose.R), xp.where(i[:, None], xp.nan, pose.t))
-        covariance, weight = xp.where(i[:, None, None], xp.nan, covariance), xp.where(i, 0.0, weight)
-        inlier = inlier & ~i[:, None]
-    if camera.focal_rel_std > 0:
-        J = problem.exact.select(inlier).linearise(pose)[1]
-        focal = (problem.focal * inlier[..., None, :]).reshape((*inlier.shape[:-1], -1, 1))
-        shift = covariance @ (J.reshape((*J.shape[:-2], -1)) @ focal)
-        covariance = covariance + camera.focal_rel_std**2 * (shift @ shift.mT)
-    rms = _rms(problem, pose, inlier)
-    weights, variances = back_to_numpy(weight), back_to_numpy(covariance[0][:, range(6), range(6)])
-    fit = back_to_numpy(xp.where(converged[0], cost[0], xp.where(xp.isfinite(cost[0]), xp.nan, xp.inf)))
-    last_words(status, reason, different, weights, variances, fit, back_to_numpy(pose.t[0]), options)
-    # back to the caller's object frame and unit
-    s, c = problem.size, problem.centre
-    pose = fast_pose(pose.R, pose.t * s[..., None] - (pose.R @ c[..., None])[..., 0])
-    unit = xp.ones_like(covariance[0, :, 0])
-    unit[..., :3] = s[..., None]
-    covariance = covariance * unit[..., None] * unit[..., None, :]
-    return Found(pose, covariance, weight, rms, (weight[1:] > 1e-4).sum(0), inlier, status, reason)
-
-
-def _reorder(order: Array, pose: Pose, *arrays: Array) -> tuple[Pose, list[Array]]:
-    """Candidates (K, B) taken in `order` (K, B)."""
-    if order.shape[1] == 1:
-        only = order[:, 0]
-        return fast_pose(pose.R[only], pose.t[only]), [a[only] for a in arrays]
-    rows = np.arange(order.shape[1]) if isinstance(order, np.ndarray) else torch.arange(order.shape[1])
-    return fast_pose(pose.R[order, rows], pose.t[order, rows]), [a[order, rows] for a in arrays]
-
-
-def _weights(pose: Pose, cost: Array, information: Array, covariance: Array, keep: Array) -> Array:
-    """(K, B) posterior probabilities of the candidates, zero for what repeats an earlier one."""
-    xp = namespace(cost)
-    for k in range(1, len(cost)):
-        for j in range(k):
-            other = distinct(fast_pose(pose.R[k], pose.t[k]), fast_pose(pose.R[j], pose.t[j]), covariance[j])
-            keep[k] &= other | ~keep[j]
-    keep[0] = True
-    value = xp.where(keep, laplace_log_weight(cost, information), -xp.inf)
-    top = xp.amax(value, 0)
-    weight = xp.exp(value - xp.where(xp.isfinite(top), top, 0.0))
-    total = weight.sum(0)
-    return xp.where(total > 0, weight / xp.where(total > 0, total, 1.0), 0.0)
-
-
-def _inverse(xp: Any, information: Array) -> Array:
-    """The inverse (..., 6, 6), infinite-looking instead of failing where singular, NaN where not finite."""
-    diagonal = information[..., range(6), range(6)]
-    root = xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0))
-    scaled = information / root[..., None] / root[..., None, :]
-    eye = xp.eye(6) if xp is np else torch.eye(6, dtype=root.dtype, device=root.device)
-    fine = xp.isfinite(scaled.sum((-1, -2)))[..., None, None]
-    inverse = xp.linalg.inv(xp.where(fine, scaled, eye) + 1e-15 * eye)
-    return xp.where(fine, inverse / root[..., None] / root[..., None, :], xp.nan)
-
-
-def _rms(problem: Problem, pose: Pose, inlier: Array) -> Array:
-    xp = namespace(inlier)
-    exact = problem.exact
-    r = exact.residual(pose)
-    w00, w10, w11 = exact.whiten[..., 0, :], exact.whiten[..., 1, :], exact.whiten[..., 2, :]
-    eu = r[..., 0, :] / w00
-    ev = (r[..., 1, :] - w10 * eu) / w11
-    squared = (eu * problem.to_px[0]) ** 2 + (ev * problem.to_px[1]) ** 2
-    number = inlier.sum(-1)
-    return xp.sqrt(xp.where(inlier, squared, 0.0).sum(-1) / xp.where(number > 0, number, 1))

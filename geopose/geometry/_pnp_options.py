@@ -24,9 +24,6 @@ class PnPOptions:
     ambiguous_weight: `ambiguous` when the alternatives together reach this posterior probability.
     max_iterations, tolerance: of Levenberg-Marquardt; it stops at a step this short, standard deviations of
         the pose.
-    compiled: refine batches on the CPU with code that torch compiles at the first call, which takes about a
-        minute and needs a C++ compiler (torch keeps the result in its cache on disk). Same answers. One problem
-        alone, problems among outliers and distorting cameras gain nothing.
     """
 
     noise_px: float = 1.0
@@ -36,9 +33,8 @@ class PnPOptions:
     max_samples: int = 1000
     max_false_alarms: float = 0.015
     ambiguous_weight: float = 0.1
-    max_iterations: int = 40
+    max_iterations: int = 100
     tolerance: float = 1e-7
-    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:

@@ -10,11 +10,11 @@ import torch
 
 from geopose.geometry._arrays import Array, is_array, to_tensor
 from geopose.geometry._correspondences import check, flatten, seed_of
+from geopose.geometry._finish import Found
 from geopose.geometry._labels import check_swaps, exchange, exchanged
-from geopose.geometry._pipeline import Found, solve
+from geopose.geometry._pipeline import solve
 from geopose.geometry._pnp_options import PnPOptions
 from geopose.geometry._pnp_result import Alternative, PnPResult
-from geopose.geometry._single import solve_one
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.refine import fast_pose, implicit_pose
@@ -87,17 +87,11 @@ def _solve(
 ) -> PnPResult:
     """The result in numpy or on the accelerator, float64."""
     obj, px, cov, lens = data
-    found: PnPResult | Found | None = None
-    if not lead and isinstance(px, np.ndarray):
-        found = solve_one(obj[0], px[0], None if cov is None else cov[0], lens, options, seed)
+    found = solve(obj, px, cov, lens, options, seed)
     if swaps is None:
-        if isinstance(found, PnPResult):
-            return found
-        return _unflatten(solve(obj, px, cov, lens, options, seed) if found is None else found, lead)
+        return _unflatten(found, lead)
     pairs = check_swaps(swaps, px.shape[1])
-    if isinstance(found, PnPResult) and found.inliers.all():
-        return replace(found, swapped=np.zeros(len(pairs), bool))
-    found, swapped = exchange(solve(obj, px, cov, lens, options, seed), data, options, seed, pairs)
+    found, swapped = exchange(found, data, options, seed, pairs)
     return replace(_unflatten(found, lead), swapped=swapped.reshape((*lead, len(pairs))))
 
 

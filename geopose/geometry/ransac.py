@@ -15,7 +15,7 @@ from geopose.geometry.p3p import poses_of, triangle_depths
 from geopose.geometry.pose import Pose
 from geopose.geometry.refine import Reprojection, fast_pose, levenberg_marquardt
 
-_BLOCK = 128  # samples of the first look; more are drawn only where it did not settle the matter
+BLOCK = 128  # samples of the first look; more are drawn only where it did not settle the matter
 MISSED = 1e-6  # chance of having drawn no three inliers that ends the search
 _CHUNK = 2_000_000  # residuals computed at once: bounds the memory
 
@@ -101,7 +101,7 @@ def chance_missed(share: Any, samples: int) -> Any:
 
 def blocks(most: int) -> list[slice]:
     """Ranges that double the number of samples drawn so far, up to `most`."""
-    ends = [_BLOCK]
+    ends = [BLOCK]
     while ends[-1] < most:
         ends.append(2 * ends[-1])
     return [slice(a, min(b, most)) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
