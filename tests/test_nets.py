@@ -12,6 +12,7 @@ import torch
 from geopose.nets import Hourglass, Locator, UNet, build_keypoint_net, build_locator, fold_batchnorm
 from geopose.nets.backbone import CHANNELS, Encoder
 from geopose.nets.locator import decode
+from geopose.nets.refiner import Refiner
 
 KINDS = [
     {"kind": "unet", "num_keypoints": 3}, {"kind": "unet", "num_keypoints": 3, "encoder": "b0"},
@@ -253,3 +254,17 @@ def test_decode_keeps_one_of_neighbouring_cells() -> None:
 def test_decode_refuses(shape: tuple[int, ...], top: int) -> None:
     with pytest.raises(ValueError, match="got"):
         decode(torch.zeros(shape), top)
+
+
+@pytest.mark.parametrize(("net", "channels"), [(Locator(), 3), (Refiner(), 9)], ids=["locator", "refiner"])
+def test_bfloat16_evaluates_to_nearly_the_same(net: torch.nn.Module, channels: int) -> None:
+    """Float32 where the processor has no bfloat16, and then exactly the same."""
+    x = pictures(2, channels, 64, 64)
+    net = with_statistics(net, x)
+    with torch.inference_mode():
+        fast = net(x)
+        net.mixed = False  # type: ignore[assignment]
+        exact = net(x)
+    assert fast.dtype == torch.float32
+    spread = exact.std((0, 2, 3), keepdim=True)
+    assert ((fast - exact) / (spread + 1e-3)).square().mean().sqrt() < 0.05

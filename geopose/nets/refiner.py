@@ -31,8 +31,7 @@ class Refiner(nn.Module):
         frozen_stride: encoder layers up to this stride (0, 2, 4) are not trained.
         frozen_5x5: the encoder's 5x5 depthwise filters are not trained; see `Encoder`.
         widths: channels where both pictures meet, and of the decoder at strides 8 and 4.
-        bfloat16: train the decoder in bfloat16 on processors that multiply it in hardware; evaluation stays
-            float32.
+        bfloat16: train the decoder, and evaluate all of it, in bfloat16 on processors that multiply it in hardware.
     Notes:
         Render and compare: Li et al., "DeepIM", ECCV 2018; flow in place of a pose: Hu et al., "Perspective Flow
         Aggregation", ECCV 2022. Both pictures go through the same first layers, as in FlowNetC (Dosovitskiy et al.,
@@ -84,14 +83,16 @@ class Refiner(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != 9 or any(size % 16 or size == 0 for size in x.shape[2:]):
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected (B, 9, S, S) with S a multiple of 16")
-        both = self.encoder.up_to(STRIDE, torch.cat((x[:, :3], x[:, 3:6])))
+        with mixed_precision(self.mixed and not self.training):
+            both = self.encoder.up_to(STRIDE, torch.cat((x[:, :3], x[:, 3:6])))
         seen, drawn = both.chunk(2)
         place = x[:, 6:, 1::STRIDE, 1::STRIDE]
         mask = (place > 0).any(1, keepdim=True).to(x.dtype)
-        with mixed_precision(self.mixed and self.training):
+        with mixed_precision(self.mixed):
             met = self.meet(torch.cat((seen, drawn, (2 * place - 1) * mask, mask), 1))
-        features = self.encoder.beyond(STRIDE, seen + self.enter(met.float()))
-        with mixed_precision(self.mixed and self.training):
+        with mixed_precision(self.mixed and not self.training):
+            features = self.encoder.beyond(STRIDE, seen + self.enter(met.float()))
+        with mixed_precision(self.mixed):
             y = features[16]
             for join, fine in zip(self.join, (features[8], met), strict=True):
                 y = join(torch.cat((F.interpolate(y, scale_factor=2.0, mode="bilinear"), fine), 1))
