@@ -1,0 +1,136 @@
+"""How long the keypoint network takes for a crop in torch and in onnxruntime, and what fewer bits cost in accuracy.
+
+    pip install 'geopose[onnx]'
+    python benchmarks/inference.py                                     # the X-wing that comes with the package
+    python benchmarks/inference.py --model part.geopose --cad part.stl --unit mm
+
+Contestants: torch as `estimate` has it, the exported network in onnxruntime, and that quantised to eight bits (static,
+a scale for each channel; ranges read from other renders than those judged). Crops come one by one, the contestants in
+turn; errors are those of keypoints inside of the crop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from geopose.bench.common import interleaved, timings, write_json
+from geopose.cad.model import load_cad
+from geopose.calibrate import read_renders
+from geopose.data.picture import SyntheticOptions
+from geopose.data.sample import ViewSpace
+from geopose.data.synthetic import SyntheticDataset
+from geopose.estimate import PoseEstimator, model_of
+from geopose.export import export_onnx
+from geopose.fit import start_worker
+
+FIRST = "torch"
+EIGHT = "onnxruntime, 8 bits"
+Answer = dict[str, torch.Tensor]
+Net = Callable[[torch.Tensor], Answer]
+
+
+class _Ranges(CalibrationDataReader):
+    """Crops from which onnxruntime reads how large each number gets."""
+
+    def __init__(self, crops: list[NDArray[np.float32]]) -> None:
+        self.crops = iter(crops)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next crop, None after the last."""
+        crop = next(self.crops, None)
+        return None if crop is None else {"image": crop}
+
+
+def by_onnx(path: Path, threads: int) -> Net:
+    """The network of an ONNX file as a function of a tensor."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda x: {
+        "heatmaps": torch.from_numpy(session.run(["heatmaps"], {"image": x.contiguous().numpy()})[0])
+    }
+
+
+def crops_of(estimator: PoseEstimator, cad: str, unit: str | None, seed: int, count: int) -> list[Any]:
+    """Batches of one crop each, as in training, but of another seed."""
+    view = ViewSpace.of_training(estimator.meta["options"])
+    options = SyntheticOptions(view=view, crop_size=estimator.crop_size, crop_scale=estimator.crop_scale)
+    made = SyntheticDataset(
+        load_cad(cad, unit), estimator.keypoints, estimator.symmetries, options, seed, "crop", count
+    )
+    loader = DataLoader(made, batch_size=1, num_workers=1, worker_init_fn=start_worker)
+    return list(tqdm(loader, "rendering", unit="crop"))
+
+
+def error_of(net: Net, crops: list[Any], window: float | None) -> dict[str, float]:
+    """Percentiles of the distances of keypoints to the true ones, crop pixels."""
+    cpu = torch.device("cpu")
+    found = read_renders(net, crops, cpu, len(crops), float("inf"), (window,))[window]  # type: ignore[arg-type]
+    far = found.error.norm(dim=-1)[found.counted].numpy()
+    return {"median": float(np.median(far)), "p90": float(np.percentile(far, 90))}
+
+
+def main() -> None:
+    """Prints the table and writes the JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cad", default="xwing")
+    parser.add_argument("--unit")
+    parser.add_argument("--model", help="checkpoint; default: the built-in or cached one of the CAD")
+    parser.add_argument(
+        "--count", type=int, default=300, help="crops judged, and as many to read ranges from"
+    )
+    parser.add_argument("--seed", type=int, default=77_000_017)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    onnxruntime.set_default_logger_severity(3)
+    checkpoint = Path(args.model or model_of(args.cad, args.unit))
+    estimator = PoseEstimator.load(checkpoint)
+    judged, read = (crops_of(estimator, args.cad, args.unit, args.seed + k, args.count) for k in (0, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(checkpoint, folder)
+        plain, small = Path(folder) / "keypoints.onnx", Path(folder) / "small.onnx"
+        ranges = _Ranges([crop["image"].numpy().astype(np.float32) / 255 for crop in read])
+        quantize_static(
+            plain,
+            small,
+            ranges,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        size = {"onnxruntime": plain.stat().st_size, EIGHT: small.stat().st_size}
+        nets: dict[str, Net] = {FIRST: estimator.nets["keypoints"]}
+        nets |= {"onnxruntime": by_onnx(plain, args.threads), EIGHT: by_onnx(small, args.threads)}
+        window = estimator.calibration.get("window")
+        errors = {name: error_of(net, judged, window) for name, net in nets.items()}
+        pictures = [(crop["image"].float().div(255),) for crop in judged]
+        with torch.inference_mode():
+            times = timings(interleaved(nets, tqdm(pictures, "timing", unit="crop")), FIRST)
+    print("| keypoint network | ms a crop | its share of torch's | error, median | error, 90th percentile |")
+    print("|---|---|---|---|---|")
+    for name in nets:
+        t, e = times[name], errors[name]
+        spread = f"{t['median']:.1f} ({t['p10']:.1f} to {t['p90']:.1f})"
+        print(f"| {name} | {spread} | {t['ratio']:.2f} | {e['median']:.2f} px | {e['p90']:.2f} px |")
+    write_json(args.json, {"count": args.count, "milliseconds": times, "errors_px": errors, "bytes": size})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The comparison of torch and onnxruntime, on a handful of crops."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import load_script
+
+
+def test_both_runtimes_see_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    script, out = load_script("benchmarks", "inference.py"), tmp_path / "inference.json"
+    monkeypatch.setattr(sys, "argv", ["inference.py", "--count", "6", "--json", str(out)])
+    script.main()
+    said = json.loads(out.read_text())
+    errors, size = said["errors_px"], said["bytes"]
+    assert errors["onnxruntime"] == pytest.approx(errors["torch"], abs=1e-3)
+    assert errors["onnxruntime, 8 bits"]["median"] == pytest.approx(errors["torch"]["median"], rel=0.25)
+    assert size["onnxruntime, 8 bits"] < 0.4 * size["onnxruntime"]
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 5
+    assert all(line.count("|") == 6 for line in table)
