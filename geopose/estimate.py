@@ -26,7 +26,7 @@ from geopose.data.sample import box_centre_size, projected_box
 from geopose.distributed import pick_device
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import expected_distance
-from geopose.geometry.pnp import PnPOptions, PnPResult, solve_pnp
+from geopose.geometry.pnp import PnPOptions, PnPResult, solve_pnp, warm_up
 from geopose.geometry.pose import Pose
 from geopose.image import guessed_camera, load_image
 from geopose.result import PoseEstimate
@@ -97,6 +97,7 @@ class PoseEstimator:
         """
         where = pick_device(device)
         nets, meta = checkpoint.load_nets(path, where)
+        warm_up()
         return cls(nets, meta, where)
 
     def estimate(self, img: Any, camera: Camera | None = None, box: Any = None) -> PoseEstimate:

@@ -26,6 +26,7 @@ from geopose.cad.symmetry import Symmetries, find_symmetries
 from geopose.data.synthetic import SyntheticDataset
 from geopose.distributed import broadcast_bytes, broadcast_number, pick_device, process_group
 from geopose.fit import Clock, Learner, cores_shared_with, default_workers, endless_loader, learn
+from geopose.geometry.pnp import warm_up
 from geopose.nets.backbone import keep_freed_memory
 from geopose.nets.losses import keypoint_loss, locator_loss, refiner_loss
 from geopose.train_options import TrainOptions
@@ -73,6 +74,7 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
         raise ValueError(
             f"out: got the folder {out}, expected a file such as {out / ('part' + checkpoint.SUFFIX)}"
         )
+    warm_up()  # before the minutes begin
     clock = Clock()
     keep_freed_memory()
     model = load_cad(cad, options.unit).painted(options.color)

@@ -515,3 +515,24 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         assert indices(tmp_path, rank)[: samples // 2] == list(range(rank, samples, 2))
     _, meta = load_nets(tmp_path / "toy.geopose")
     assert meta["images"]["keypoints"] == samples
+
+
+def test_the_solver_is_compiled_before_the_minutes_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first training on a machine would have no time left to judge itself."""
+    order: list[str] = []
+
+    class Stopped(Exception):
+        pass
+
+    def clock() -> None:
+        order.append("clock")
+        raise Stopped
+
+    module = sys.modules["geopose.train"]  # the name in the package is the function
+    monkeypatch.setattr(module, "warm_up", lambda: order.append("solver"))
+    monkeypatch.setattr(module, "Clock", clock)
+    with pytest.raises(Stopped):
+        train("xwing", tmp_path / "a.geopose")
+    assert order == ["solver", "clock"]

@@ -74,7 +74,7 @@ def solve_items(
         sizes = tuple(np.unique(np.isfinite(total).sum(-1)).tolist())
     table, first = _tables(n, sizes, options.max_samples, seed)
     found = Items(np.zeros((batch, ANSWER)), np.zeros((batch, n), bool), np.empty((batch, HYPOTHESES, WIDTH)))
-    _entry()(
+    machine_code()(
         np.ascontiguousarray(obj),
         np.ascontiguousarray(px),
         np.empty((0, 0, 2, 2)) if cov is None else np.ascontiguousarray(cov),
@@ -103,13 +103,16 @@ def _tables(n: int, sizes: tuple[int, ...], most: int, seed: int) -> tuple[np.nd
 
 
 @functools.cache
-def _entry() -> Callable[..., None]:
+def machine_code() -> Callable[..., None]:
     """The loop over problems, compiled at the first call on a machine and kept on disk by numba.
 
     numba tells outdated code by the time of this file, and by what the function closes over: a hash of all the others.
     """
     files = [Path(__file__).with_name(f"{name}.py") for name in SOURCES]
-    version = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    there = [
+        file.read_bytes() for file in files if file.is_file()
+    ]  # a frozen application has none, and none changes
+    version = hashlib.sha256(b"".join(there)).hexdigest()
 
     def run(
         obj: Any, px: Any, cov: Any, lenses: Any, table: Any, first: Any, numbers: Any, most_steps: Any,

@@ -12,6 +12,7 @@ from geopose.geometry._arrays import Array, is_array, to_tensor
 from geopose.geometry._correspondences import check, flatten, seed_of
 from geopose.geometry._finish import Found
 from geopose.geometry._labels import check_swaps, exchange, exchanged
+from geopose.geometry._native import machine_code
 from geopose.geometry._pipeline import solve
 from geopose.geometry._pnp_options import PnPOptions
 from geopose.geometry._pnp_result import Alternative, PnPResult
@@ -19,7 +20,7 @@ from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.refine import fast_pose, implicit_pose
 
-__all__ = ["Alternative", "PnPOptions", "PnPResult", "solve_pnp"]
+__all__ = ["Alternative", "PnPOptions", "PnPResult", "solve_pnp", "warm_up"]
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -80,6 +81,11 @@ def solve_pnp(
         result = _attach(result, arrays, swaps, camera, options, device)
     kind = dtype if isinstance(dtype, torch.dtype) else torch.float64
     return result if kind == torch.float64 else _convert(result, lambda a: _as_tensor(a, kind, device))
+
+
+def warm_up() -> None:
+    """Do now what the first `solve_pnp` of a process does: load its machine code or, once on a machine, compile it."""
+    machine_code()
 
 
 def _solve(
