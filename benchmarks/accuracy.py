@@ -11,7 +11,6 @@ calibration or judgement used.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from geopose.bench.common import spread, write_json
+from geopose.bench.common import model_parser, spread, write_json
 from geopose.cad.model import load_cad
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace
@@ -39,12 +38,7 @@ def share(rows: list[dict[str, float]], holds: Callable[[dict[str, float]], bool
 
 def main() -> None:
     """Prints the figures and writes the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cad", default="xwing")
-    parser.add_argument("--unit")
-    parser.add_argument("--model", help="checkpoint; default: the built-in or cached one of the CAD")
+    parser = model_parser(__doc__)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=20261121)
     parser.add_argument(
@@ -52,7 +46,6 @@ def main() -> None:
     )
     parser.add_argument("--roll", type=float, nargs=2)
     parser.add_argument("--hidden", action="store_true", help="with occluders and clutter")
-    parser.add_argument("--json")
     args = parser.parse_args()
 
     model = load_cad(args.cad, args.unit)

@@ -11,7 +11,6 @@ turn; errors are those of keypoints inside of the crop.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from geopose.bench.common import interleaved, timings, write_json
+from geopose.bench.common import interleaved, model_parser, timings, write_json
 from geopose.cad.model import load_cad
 from geopose.calibrate import read_renders
 from geopose.data.picture import SyntheticOptions
@@ -84,18 +83,12 @@ def error_of(net: Net, crops: list[Any], window: float | None) -> dict[str, floa
 
 def main() -> None:
     """Prints the table and writes the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cad", default="xwing")
-    parser.add_argument("--unit")
-    parser.add_argument("--model", help="checkpoint; default: the built-in or cached one of the CAD")
+    parser = model_parser(__doc__)
     parser.add_argument(
         "--count", type=int, default=300, help="crops judged, and as many to read ranges from"
     )
     parser.add_argument("--seed", type=int, default=77_000_017)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)

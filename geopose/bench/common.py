@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import time
@@ -75,6 +76,16 @@ def timings(times: Mapping[str, Sequence[float]], first: str, unit: float = 1e3)
         name: {**spread(unit * np.asarray(t)), "ratio": float(np.median(np.asarray(t) / base))}
         for name, t in times.items()
     }
+
+
+def model_parser(text: str | None) -> argparse.ArgumentParser:
+    """The arguments of a script that measures a model: which, of what, and where the JSON goes."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cad", default="xwing")
+    parser.add_argument("--unit")
+    parser.add_argument("--model", help="checkpoint; default: the built-in or cached one of the CAD")
+    parser.add_argument("--json")
+    return parser
 
 
 def write_json(path: str | Path | None, results: Mapping[str, Any]) -> None:

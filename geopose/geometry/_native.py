@@ -20,7 +20,7 @@ import numba
 import numpy as np
 from numba import types
 
-from geopose.geometry._fits import HYPOTHESES
+from geopose.geometry._fits import HYPOTHESES, beyond_doubt
 from geopose.geometry._native_descents import WIDTH
 from geopose.geometry._native_item import ANSWER, solve_item
 from geopose.geometry._native_search import Settings, workspace
@@ -81,7 +81,8 @@ def solve_items(
         lenses,
         table,
         first,
-        (options.noise_px, options.gate_sigma**2, options.tolerance, math.log(options.max_false_alarms)),
+        (options.noise_px, options.gate_sigma**2, options.tolerance),
+        (math.log(options.max_false_alarms), beyond_doubt(options)),
         options.max_iterations,
         camera.focal_rel_std == 0,
         found.answer,
@@ -115,12 +116,12 @@ def machine_code() -> Callable[..., None]:
     version = hashlib.sha256(b"".join(there)).hexdigest()
 
     def run(
-        obj: Any, px: Any, cov: Any, lenses: Any, table: Any, first: Any, numbers: Any, most_steps: Any,
+        obj: Any, px: Any, cov: Any, lenses: Any, table: Any, first: Any, numbers: Any, alarms: Any, most_steps: Any,
         certain: Any, answer: Any, inlier: Any, candidates: Any,
     ) -> None:  # fmt: skip
         len(version)
-        noise, gate2, tolerance, log_alarms = numbers
-        settings, work = Settings(gate2, tolerance, most_steps, log_alarms), workspace()
+        noise, gate2, tolerance = numbers
+        settings, work = Settings(gate2, tolerance, most_steps, alarms[0], alarms[1]), workspace()
         for k in range(len(px)):
             solve_item(
                 k, obj, px, cov, lenses, noise, certain, table, first, settings, work, answer, inlier, candidates
@@ -135,7 +136,9 @@ def machine_code() -> Callable[..., None]:
     )
     note.start()
     try:
-        return compile_once(run, types.void(*given, types.UniTuple(f, 4), i, b, *written))
+        return compile_once(
+            run, types.void(*given, types.UniTuple(f, 3), types.UniTuple(f, 2), i, b, *written)
+        )
     finally:
         note.cancel()
 

@@ -5,9 +5,9 @@ points, so these are loops over numbers: the formulas, names and constants of th
 large, because numba takes its time over every array that a function is given:
 
 - points: (8, N) float64, rows X, Y, Z (object frame), x, y (normalised image), and the entries 00, 10, 11 of W.
-- runs: (K + 2, WIDTH) float64, K descents, one a row, in columns POSE (12: rows of (R | t)) ... NORMAL (6 x 7: half the
-  Hessian, half the gradient by the left tangent (rho, phi)). The last two rows hold Cholesky's factor and what a step
-  tries.
+- runs: (K + 2, WIDTH) float64, K descents, one a row: the pose first (12: rows of (R | t)), then COST ... NORMAL (6 x
+  7: half the Hessian, half the gradient by the left tangent (rho, phi)). The last two rows hold Cholesky's factor and
+  what a step tries.
 """
 
 from __future__ import annotations

@@ -35,16 +35,16 @@ from geopose.geometry._native_starts import find_starts, mirrored_starts
 _SOFT = np.int64(HYPOTHESES)  # the first row of the descents that lead to those of the result
 _ROWS = 2 * HYPOTHESES + 2
 _SOFT_STEPS, _SOFT_STOP, _HARD_STOP = 6, 1.0, 0.05
-_DOUBT = math.log(1e-6)
 
 
 class Settings(NamedTuple):
-    """Of `PnPOptions` what the search needs; log_alarms: logarithm of `max_false_alarms`."""
+    """Of `PnPOptions` what the search needs; log_alarms: logarithm of `max_false_alarms`; doubt: `beyond_doubt`."""
 
     gate2: float
     tolerance: float
     most_steps: int
     log_alarms: float
+    doubt: float
 
 
 class Workspace(NamedTuple):
@@ -146,7 +146,7 @@ def _local_optima(
             descend(runs, ROW0, points, TRUNCATED, gate2, OPTIMISE_STEPS, settings.tolerance)
             _mark(points, runs, ROW0, gate2, inlier)
             log_nfa = log_false_alarms(points, runs, ROW0, inlier)
-            if log_nfa < settings.log_alarms + _DOUBT:
+            if log_nfa < settings.doubt:
                 return 1, log_nfa
         runs[k, COST] = capped(points, runs, k, gate2, math.inf)
     _sort(runs, _SOFT, count)
@@ -185,7 +185,8 @@ def search(
             k += 1
     others = 2 if number > 2 and find_starts(kept, work.fresh) > 0 else 0
     inside = runs[0, COST] - gate2 * (n - number)
-    if log_nfa < settings.log_alarms + _DOUBT and _is_plain(runs, kept, inside):
+    exact = log_nfa < settings.doubt and _is_plain(runs, kept, inside)
+    if exact:
         if others:
             count = add_rivals(runs, kept, work.fresh, most, tolerance)
     else:
@@ -195,7 +196,9 @@ def search(
             begin(runs, count + k, kept, work.fresh, k, PLAIN, 0.0)
         count += others
         refine_all(runs, count, kept, most, tolerance)
-    log_nfa = log_false_alarms(points, runs, best_of(runs, ROW0, count), inlier)
+    best = best_of(runs, ROW0, count)
+    if best > 0 or not exact:
+        log_nfa = log_false_alarms(points, runs, best, inlier)
     mirrored = False
     if mirrored_starts(points, work.starts, work.fresh):
         first_look(runs, _SOFT, points, work.fresh, limit, most, tolerance)
