@@ -49,8 +49,8 @@ def guide(model: CadModel, pose: Pose, camera: Camera) -> Guide:
     low, high = model.bounds
     middle, half = 0.5 * (low + high), np.maximum(0.5 * (high - low), 1e-3 * model.diameter)
     scaled = ((values[:, :3] - middle) / half).clip(-1, 1)
-    picture: NDArray[Any] = np.zeros((side * side, 6), np.uint8)
-    picture[:, :3] = GREY
+    picture: NDArray[Any] = np.empty((side * side, 6), np.uint8)
+    picture[:] = (GREY, GREY, GREY, 0, 0, 0)
     picture[seen.pixel, :3] = 255 * np.clip(color * lit[:, None], 0, 1) + 0.5
     picture[seen.pixel, 3:] = 128.5 + 127 * scaled
     y, x = np.divmod(seen.pixel, side)

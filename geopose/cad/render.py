@@ -47,7 +47,7 @@ class Fragments:
 
     def points(self, camera: Camera) -> NDArray[np.float32]:
         """(N, 3) where the pixels' rays meet the surface, camera frame."""
-        return _rays(camera)[self.pixel] * self.depth[:, None]
+        return _rays(camera, self.pixel) * self.depth[:, None]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,10 @@ def _fragments(
     det / sum(M d) (Moeller and Trumbore, "Fast, minimum storage ray-triangle intersection", 1997, written for
     all pixels of a face at once).
     """
-    seen, back = np.unique(face, return_inverse=True)
+    seen = np.flatnonzero(np.bincount(face, minlength=len(corners)))
+    place = np.empty(len(corners), np.int64)
+    place[seen] = np.arange(len(seen))
+    back = place[face]
     a, b, c = np.moveaxis(corners[seen].astype(np.float64), 1, 0)
     edges = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
     det = np.einsum("fi,fi->f", a, edges[:, 0])
@@ -163,8 +166,8 @@ def _fragments(
     size = np.abs(edges).max(axis=(1, 2)) + 1e-300
     edges /= size[:, None, None]
     det /= size
-    rays = _rays(camera)
-    weights = np.einsum("nij,nj->ni", edges.astype(np.float32)[back], rays[pixel])
+    rays = _rays(camera, pixel)
+    weights = np.einsum("nij,nj->ni", edges.astype(np.float32)[back], rays)
     # A pixel's centre may lie a hair outside of the face that claimed it.
     sign = np.where(det >= 0, 1.0, -1.0).astype(np.float32)[back]
     weights = np.maximum(weights * sign[:, None], 0)
@@ -177,24 +180,27 @@ def _fragments(
     return Fragments(pixel, face, bary, depth)
 
 
-def _rays(camera: Camera) -> NDArray[np.float32]:
-    focal, centre = (float(camera.fx), float(camera.fy)), (float(camera.cx), float(camera.cy))
-    return _ray_table(*camera.size_wh, *focal, *centre, tuple(map(float, camera.distortion)))
+def _rays(camera: Camera, pixel: NDArray[np.integer]) -> NDArray[np.float32]:
+    """(N, 3) rays with z = 1 through the centres of pixels (N,)."""
+    if len(camera.distortion):
+        inner = (float(camera.fx), float(camera.fy), float(camera.cx), float(camera.cy))
+        return _bent_rays(*camera.size_wh, *inner, tuple(map(float, camera.distortion)))[pixel]
+    y, x = np.divmod(pixel, camera.size_wh[0])
+    rays = np.ones((len(pixel), 3), np.float32)
+    rays[:, 0] = (x - float(camera.cx)) / float(camera.fx)
+    rays[:, 1] = (y - float(camera.cy)) / float(camera.fy)
+    return rays
 
 
 @functools.lru_cache(maxsize=8)
-def _ray_table(
+def _bent_rays(
     width: int, height: int, fx: float, fy: float, cx: float, cy: float, distortion: tuple[float, ...]
 ) -> NDArray[np.float32]:
-    """(H * W, 3) rays with z = 1 through the pixels' centres."""
+    """(H * W, 3) rays with z = 1 through all pixels of a camera that distorts."""
     y, x = np.mgrid[:height, :width].astype(np.float64)
-    if distortion:
-        camera = Camera(fx, fy, cx, cy, (width, height), distortion)
-        rays = np.asarray(camera.unproject(np.stack([x.ravel(), y.ravel()], axis=1)))
-        return rays.astype(np.float32)
-    return np.stack([(x.ravel() - cx) / fx, (y.ravel() - cy) / fy, np.ones(width * height)], axis=1).astype(
-        np.float32
-    )
+    camera = Camera(fx, fy, cx, cy, (width, height), distortion)
+    rays = np.asarray(camera.unproject(np.stack([x.ravel(), y.ravel()], axis=1)))
+    return rays.astype(np.float32)
 
 
 def _distorted_rays(points_cam: Array, camera: Camera) -> Array:
@@ -238,8 +244,7 @@ def _render_one(model: CadModel, camera: Camera, R: Array, t: Array, near: float
     width, height = camera.size_wh
     fragments = rasterize(model.vertices @ R.T + t, model.faces, camera, near)
     normal = fragments.interpolate(model.normals @ R.T, model.faces)
-    rays = _rays(camera)
-    normal = facing(normal, rays[fragments.pixel])
+    normal = facing(normal, _rays(camera, fragments.pixel))
 
     def picture(values: NDArray) -> NDArray:
         out = np.zeros((height * width, *values.shape[1:]), values.dtype)
