@@ -29,7 +29,7 @@ Array = NDArray[Any]
 
 _FINER = (1.0, 1.5, 2.0, 2.0)  # side of the crop in each drawing, over that of training
 ROUNDS = len(_FINER)  # most
-_STILL = 0.25  # crop pixels; a pose that moves its points by less has arrived
+_STILL = 3.0  # squared, over its covariance: half of what chance alone moves six numbers; a pose that moves less rests
 _NEAR = 0.02  # object sizes; a point nearer than this is where it should be
 _HOPELESS = 0.1  # agreement; a pose that was moved once and then agrees less is not where the object is
 _FEW = 12  # points that are too few
@@ -41,26 +41,31 @@ class Compared:
 
     pose: the better one, or the one given where the comparison says nothing; covariance: (6, 6) in the left tangent,
     None where the pose is the one given; agreement: mean probability that a drawn point lies within 2 % of the object's
-    size of where it was drawn, before the last step.
+    size of where it was drawn, before the last step; fit: the same of where the pose has it after that step.
     """
 
     pose: Pose
     covariance: Array | None
     agreement: float
+    fit: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Flow:
-    """term: where the drawn `points` (M, 3) lie in the crop of `view`; agreement: see `Compared`."""
+    """Where the drawn `points` (M, 3) lie in the crop of `view`: at `place` (2, M), each coordinate with the scale b
+    (M,) of a Laplace distribution, pixels. near: pixels that are 2 % of the object's size; term: for the pose."""
 
     term: Reprojection
-    agreement: float
     points: Array
     view: Camera
+    place: Array
+    b: Array
+    near: float
 
-    def seen(self, pose: Pose) -> Array:
-        """(M, 2) crop pixels of the drawn points."""
-        return np.asarray(self.view.project(pose.apply(self.points)))
+    def agreement(self, pose: Pose) -> float:
+        """Mean probability that a drawn point lies near where `pose` has it."""
+        off = np.asarray(self.view.project(pose.apply(self.points))).T - self.place
+        return float(np.prod(_between(off, self.b, self.near), axis=0).mean())
 
 
 def compare(
@@ -72,20 +77,22 @@ def compare(
     keypoints: Reprojection,
     crop: tuple[int, float],
     rounds: int = ROUNDS,
+    begin: int = 0,
 ) -> Compared:
     """The pose that rests: drawn at it, the mesh is where the photograph has it.
 
     Args:
         net: a `Refiner`. picture: (H, W, 3). model: a light mesh, painted by vertex. keypoints: the inliers, in pixels
             of `camera`; they hold the first step, which may be far. crop: pixels of the crop, and its side over the
-            object's size, as in training. rounds: most drawings.
+            object's size, as in training. rounds: most drawings. begin: how many of them led to `pose` already.
     """
-    covariance, agreement = None, 0.0
-    for number in range(rounds):
+    covariance, agreement, fit = None, 0.0, 0.0
+    for number in range(begin, rounds):
         flow = _flow(net, picture, camera, pose, model, (int(_FINER[number] * crop[0]), crop[1]))
         if flow is None:
             break
-        agreement, terms = flow.agreement, (keypoints, flow.term)[number > 0 :]
+        agreement, terms = flow.agreement(pose), (keypoints, flow.term)[number > 0 :]
+        fit = agreement
         if number and agreement < _HOPELESS:
             break
 
@@ -98,12 +105,13 @@ def compare(
         )
         if not np.isfinite(best.cost):
             break
-        moved = np.abs(flow.seen(best.pose) - flow.seen(pose)).mean()
+        step = np.asarray((best.pose @ pose.inverse()).log())
         pose, covariance = best.pose, np.linalg.inv(best.information)
         covariance = covariance + _by_focal(pose, terms, covariance, float(camera.focal_rel_std))
-        if moved < _STILL:
+        fit = flow.agreement(pose)
+        if number and step @ best.information @ step < _STILL:
             break
-    return Compared(pose, covariance, agreement)
+    return Compared(pose, covariance, agreement, fit)
 
 
 def _by_focal(pose: Pose, terms: tuple[Reprojection, ...], covariance: Array, focal_rel_std: float) -> Array:
@@ -153,15 +161,13 @@ def _flow(
         weight = information(found[None], torch.ones(1, found.shape[1], dtype=found.dtype))[0].numpy() / CELL
     flow, b = CELL * found[:2].numpy(), CELL * found[2].exp().numpy()  # crop pixels
     place = np.asarray(view.project(pose.apply(drawn.points))).T + flow
-    within = _NEAR * side / scale
-    agreement = float((_between(flow[0], b, within) * _between(flow[1], b, within)).mean())
     if len(view.distortion):
         term = Reprojection(drawn.points.T, place, weight, view.numpy())
     else:  # the same on the plane z = 1, in half the time
         focal = np.array([[view.fx], [view.fy]], float)
         plane = (place - np.array([[view.cx], [view.cy]], float)) / focal
         term = Reprojection(drawn.points.T, plane, weight * focal[[0, 0, 1]])  # a column of W, an axis
-    return _Flow(term, agreement, drawn.points, view)
+    return _Flow(term, drawn.points, view, place, b, _NEAR * side / scale)
 
 
 def _between(mean: Array, b: Array, limit: float) -> Array:

@@ -3,7 +3,6 @@ none."""
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,22 +20,25 @@ from geopose.align import align, keypoint_term, silhouette
 from geopose.cad.model import CadModel, CadWarning, load_cad
 from geopose.cad.symmetry import Symmetries
 from geopose.calibrate import BEST_FEATURES, LEAST_CONFIDENCE, confidence_of
-from geopose.compare import compare
+from geopose.compare import Compared, compare
 from geopose.data.sample import box_centre_size, projected_box
 from geopose.distributed import pick_device
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import expected_distance
 from geopose.geometry.pnp import PnPOptions, PnPResult, solve_pnp, warm_up
 from geopose.geometry.pose import Pose
-from geopose.image import guessed_camera, load_image
+from geopose.geometry.refine import Reprojection
+from geopose.image import picture_and_camera
 from geopose.result import PoseEstimate
-from geopose.stages import Candidate, Reading, locate, read_crops
+from geopose.stages import Candidate, Clock, Reading, candidate_of, locate, read_crops
 
 Array = NDArray[np.float64]
 
 CANDIDATES = 6
 _LOOKS = 2  # crops of one candidate, the second around what the first found
 _SURE = 0.85  # confidence at which no other crop is looked at
+_LIKELY = 0.5  # fit after one drawing with which a pose is pursued before other places are looked at
+_PURSUED = 3  # drafts that are compared to the end, at most, once all places have been looked at
 _DOUBTFUL = ("no_consensus", "not_converged")  # a pose that the photograph may confirm
 _ABSENT = 0.05  # confidence below which what was looked at is taken for something else
 _NEARLY = 0.5  # of the best candidate's score; others are not looked at
@@ -45,33 +47,23 @@ _DRAWN_FACES = 2500  # of the mesh that is laid over the picture
 
 @dataclass(frozen=True)
 class _Draft:
-    """What the keypoints of one crop say, before the comparison with the photograph."""
+    """What the keypoints of one crop say; `known` as a term of the least squares, and `first`, what the first drawing
+    makes of their pose, None before it or where it is not worth one."""
 
     result: PnPResult
     pose: Pose | None
     reading: Reading
     candidate: Candidate
+    known: Reprojection | None = None
+    first: Compared | None = None
 
     @property
     def ok(self) -> bool:
         return self.pose is not None and str(self.result.status) == "ok"
 
-
-class _Clock:
-    """Seconds by stage, all instances together."""
-
-    def __init__(self) -> None:
-        self._begun = self._last = time.perf_counter()
-        self._stages: dict[str, float] = {}
-
-    def add(self, stage: str) -> None:
-        """Counts the time since the last call to `stage`."""
-        now = time.perf_counter()
-        self._stages[stage] = self._stages.get(stage, 0.0) + now - self._last
-        self._last = now
-
-    def timings(self) -> dict[str, float]:
-        return {**self._stages, "total": time.perf_counter() - self._begun}
+    @property
+    def fit(self) -> float:
+        return self.first.fit if self.first is not None else 0.0
 
 
 class PoseEstimator:
@@ -116,20 +108,19 @@ class PoseEstimator:
         self, img: Any, camera: Camera | None = None, max_instances: int = 8, *, box: Any = None
     ) -> list[PoseEstimate]:
         """All instances, best first; one "not_found" when there is none. Arguments as in `estimate`."""
-        clock = _Clock()
-        picture, camera, notes = _opened(img, camera)
+        clock = Clock()
+        picture, camera, notes = picture_and_camera(img, camera)
         clock.add("read")
         if box is None:
             candidates = locate(self.nets["locator"], picture, max(CANDIDATES, 2 * max_instances))
         else:
-            candidates = [_given(box)]
+            candidates = [candidate_of(box)]
         clock.add("locate")
         chosen = [c for c in candidates if c.score >= _NEARLY * candidates[0].score]
-        found: list[PoseEstimate] = []
-        for candidate in chosen[:CANDIDATES] if max_instances == 1 else chosen:
-            found += self._instance(picture, camera, candidate, clock)
-            if max_instances == 1 and _sure(found[-1]):
-                break
+        if max_instances == 1:
+            found = self._best(picture, camera, chosen[:CANDIDATES], clock)
+        else:
+            found = [f for c in chosen for f in self._best(picture, camera, [c], clock)]
         timings = clock.timings()
         if not found:
             reason = "the locator saw the object nowhere in the picture"
@@ -141,21 +132,51 @@ class PoseEstimator:
             found = [f for f in found if f.status != "not_found"] or found[:1]
         return [replace(f, reasons=(*f.reasons, *notes), timings=timings) for f in found]
 
-    def _instance(
-        self, picture: NDArray[np.uint8], camera: Camera, candidate: Candidate, clock: _Clock
+    def _best(
+        self, picture: NDArray[np.uint8], camera: Camera, places: list[Candidate], clock: Clock
     ) -> list[PoseEstimate]:
-        """What a candidate turns out to be; where that is not sure, also what a second crop makes of it."""
+        """What the likeliest of the places turn out to be: all are looked at, twice, until one is sure. Only those that
+        fit after one drawing, and the best of the rest, are drawn again."""
         found: list[PoseEstimate] = []
-        look: Candidate | None = candidate
-        while look is not None and len(found) < _LOOKS:
-            reading = self._read(picture, look)
-            clock.add("keypoints")
-            draft = self._solve(reading, look, camera)
-            clock.add("pose")
+        waiting: list[_Draft] = []
+        for place in places:
+            look: Candidate | None = place
+            for _ in range(_LOOKS):
+                if look is None:
+                    break
+                draft = self._draft(picture, camera, look, clock)
+                if draft.fit >= _LIKELY or "refiner" not in self.nets:
+                    found.append(self._finish(picture, camera, draft))
+                    clock.add("compare")
+                    if _sure(found[-1]):
+                        return found
+                    look = self._closer(draft, found[-1].box)
+                else:
+                    waiting.append(draft)
+                    look = self._closer(draft, self._box(draft, camera))
+        waiting.sort(key=lambda d: -d.fit)
+        for draft in waiting[:_PURSUED]:
+            if any(f.status == "ok" for f in found):
+                break
             found.append(self._finish(picture, camera, draft))
             clock.add("compare")
-            look = None if _sure(found[-1]) else self._closer(draft, found[-1])
         return found
+
+    def _draft(self, picture: NDArray[np.uint8], camera: Camera, look: Candidate, clock: Clock) -> _Draft:
+        """The pose of a crop's keypoints, and what one drawing makes of it."""
+        reading = self._read(picture, look)
+        clock.add("keypoints")
+        draft = self._solve(reading, look, camera)
+        clock.add("pose")
+        if draft.pose is None or "refiner" not in self.nets:
+            return draft
+        if str(draft.result.status) not in ("ok", *_DOUBTFUL):
+            return draft
+        known = keypoint_term(self.keypoints, reading, draft.result.inliers, camera)
+        crop = (self.crop_size, self.crop_scale)
+        first = compare(self.nets["refiner"], picture, camera, draft.pose, self.drawn, known, crop, rounds=1)
+        clock.add("compare")
+        return replace(draft, known=known, first=first)
 
     def _read(self, picture: NDArray[np.uint8], candidate: Candidate) -> Reading:
         net = self.nets["keypoints"]
@@ -182,19 +203,23 @@ class PoseEstimator:
         seen: dict[str, float] = {}
         covariance = result.covariance if pose is not None else None
         status, reasons = str(result.status), (result.reason,) if result.reason else ()
-        if pose is not None and (status == "ok" or (status in _DOUBTFUL and "refiner" in self.nets)):
+        if draft.first is not None and draft.known is not None:
+            crop, compared = (self.crop_size, self.crop_scale), draft.first
+            if compared.covariance is not None:
+                net = self.nets["refiner"]
+                more = compare(net, picture, camera, compared.pose, self.drawn, draft.known, crop, begin=1)
+                compared = (
+                    more if more.covariance is not None else replace(compared, agreement=more.agreement)
+                )
+            seen["flow"] = compared.agreement
+            if compared.covariance is not None:
+                pose, covariance = compared.pose, compared.covariance
+        elif pose is not None and status == "ok" and "refiner" not in self.nets:
             known = keypoint_term(self.keypoints, reading, result.inliers, camera)
-            if "refiner" in self.nets:
-                crop = (self.crop_size, self.crop_scale)
-                compared = compare(self.nets["refiner"], picture, camera, pose, self.drawn, known, crop)
-                seen["flow"] = compared.agreement
-                if compared.covariance is not None:
-                    pose, covariance = compared.pose, compared.covariance
-            else:
-                aligned = align(picture, camera, pose, self.drawn, reading, known)
-                seen["contour"] = aligned.agreement
-                if aligned.covariance is not None:
-                    pose, covariance = aligned.pose, aligned.covariance
+            aligned = align(picture, camera, pose, self.drawn, reading, known)
+            seen["contour"] = aligned.agreement
+            if aligned.covariance is not None:
+                pose, covariance = aligned.pose, aligned.covariance
         confidence = self.confident(self.features(draft, pose, covariance, camera, seen), pose)
         believed = confidence >= float(self.calibration.get("least_confidence", LEAST_CONFIDENCE))
         if status == "ok" and not believed:
@@ -251,10 +276,15 @@ class PoseEstimator:
         # A pose whose silhouette dwarfs the mask is as wrong as one that misses it.
         return inside * min(1.0, 4 * float(mask.sum()) / float(drawn.sum()))
 
-    def _closer(self, draft: _Draft, found: PoseEstimate) -> Candidate | None:
-        """A crop around the pose found, or around the keypoints where there is none; None if that is elsewhere."""
-        first, box = draft.candidate, found.box if draft.ok else None
-        if box is None or not np.isfinite(box).all():
+    def _box(self, draft: _Draft, camera: Camera) -> Array | None:
+        """Around the draft's pose, after the first drawing."""
+        pose = draft.first.pose if draft.first is not None else draft.pose
+        return projected_box(self.model.vertices, pose, camera) if pose is not None else None
+
+    def _closer(self, draft: _Draft, box: Array | None) -> Candidate | None:
+        """A crop around the box of the pose, or around the keypoints where there is none; None if that is elsewhere."""
+        first = draft.candidate
+        if box is None or not draft.ok or not np.isfinite(box).all():
             points = draft.reading.points_px
             box = np.concatenate([points.min(0), points.max(0)])
         centre, size = box_centre_size(box)
@@ -341,35 +371,6 @@ def _light_model(meta: Mapping[str, Any]) -> CadModel:
     model = replace(model, content_hash=str(meta["content_hash"]), unit=str(meta["unit"]))
     model.__dict__["diameter"] = float(meta["diameter"])  # that of the full mesh
     return model
-
-
-def _opened(img: Any, camera: Camera | None) -> tuple[NDArray[np.uint8], Camera, tuple[str, ...]]:
-    picture, from_file = load_image(img)
-    size = (picture.shape[1], picture.shape[0])
-    if camera is None:
-        if from_file is not None:
-            return picture, from_file, (f"focal length {from_file.fx:.0f} px from EXIF, give or take 3 %",)
-        guess = guessed_camera(size)
-        note = f"no camera given: assumed a focal length of {guess.fx:.0f} px, give or take 20 %; distances suffer"
-        return picture, guess, (note,)
-    if not isinstance(camera, Camera):
-        raise ValueError(f"camera: expected a Camera, got {type(camera).__name__}")
-    if tuple(camera.size_wh) != size:
-        raise ValueError(
-            f"camera: is for pictures of {camera.size_wh[0]}x{camera.size_wh[1]}, got one of {size[0]}x{size[1]}; "
-            "if the picture was resized, scale the camera with crop_resize"
-        )
-    return picture, camera.numpy(), ()
-
-
-def _given(box: Any) -> Candidate:
-    values = np.asarray(box, float)
-    if values.shape != (4,) or not np.isfinite(values).all():
-        raise ValueError(f"box: expected four finite numbers x0, y0, x1, y1 in pixels, got {box!r}")
-    if not (values[2] > values[0] and values[3] > values[1]):
-        raise ValueError(f"box: expected x0 < x1 and y0 < y1, got {values.tolist()}")
-    centre, size = box_centre_size(values)
-    return Candidate(centre, size, 1.0)
 
 
 def _sure(found: PoseEstimate) -> bool:

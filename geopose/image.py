@@ -91,6 +91,30 @@ def _exif_camera(tags: dict[int, Any], size_wh: tuple[int, int]) -> Camera | Non
     return Camera(focal, focal, 0.5 * (width - 1), 0.5 * (height - 1), size_wh, focal_rel_std=_EXIF_STD)
 
 
+def picture_and_camera(img: Any, camera: Camera | None) -> tuple[Picture, Camera, tuple[str, ...]]:
+    """The picture, the camera to use (`camera`, else EXIF's, else a guess), and what is to be said of it.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the argument, what came and what was expected.
+    """
+    picture, from_file = load_image(img)
+    size = (picture.shape[1], picture.shape[0])
+    if camera is None:
+        if from_file is not None:
+            return picture, from_file, (f"focal length {from_file.fx:.0f} px from EXIF, give or take 3 %",)
+        guess = guessed_camera(size)
+        note = f"no camera given: assumed a focal length of {guess.fx:.0f} px, give or take 20 %; distances suffer"
+        return picture, guess, (note,)
+    if not isinstance(camera, Camera):
+        raise ValueError(f"camera: expected a Camera, got {type(camera).__name__}")
+    if tuple(camera.size_wh) != size:
+        raise ValueError(
+            f"camera: is for pictures of {camera.size_wh[0]}x{camera.size_wh[1]}, got one of {size[0]}x{size[1]}; "
+            "if the picture was resized, scale the camera with crop_resize"
+        )
+    return picture, camera.numpy(), ()
+
+
 def guessed_camera(size_wh: tuple[int, int]) -> Camera:
     """The camera assumed where nothing is known: 60 degrees across the longer side, give or take 20 %."""
     axis = "x" if size_wh[0] >= size_wh[1] else "y"

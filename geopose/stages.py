@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from geopose.data.sample import square
+from geopose.data.sample import box_centre_size, square
 from geopose.data.synthetic import PADDING
 from geopose.geometry.camera import crop_affine
 from geopose.geometry.heatmap import soft_argmax
@@ -41,6 +42,34 @@ class Reading:
     cov_px: Array
     mask: NDArray[np.float32]
     box: Array  # of the crop
+
+
+class Clock:
+    """Seconds by stage, all instances together."""
+
+    def __init__(self) -> None:
+        self._begun = self._last = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    def add(self, stage: str) -> None:
+        """Counts the time since the last call to `stage`."""
+        now = time.perf_counter()
+        self._stages[stage] = self._stages.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def timings(self) -> dict[str, float]:
+        return {**self._stages, "total": time.perf_counter() - self._begun}
+
+
+def candidate_of(box: Any) -> Candidate:
+    """The place that a user's box names; ValueError if it names none."""
+    values = np.asarray(box, float)
+    if values.shape != (4,) or not np.isfinite(values).all():
+        raise ValueError(f"box: expected four finite numbers x0, y0, x1, y1 in pixels, got {box!r}")
+    if not (values[2] > values[0] and values[3] > values[1]):
+        raise ValueError(f"box: expected x0 < x1 and y0 < y1, got {values.tolist()}")
+    centre, size = box_centre_size(values)
+    return Candidate(centre, size, 1.0)
 
 
 def locate(net: nn.Module, picture: Picture, top: int) -> list[Candidate]:

@@ -16,7 +16,7 @@ from geopose.cad.guide import CELL, Guide, guide
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.render import render
 from geopose.cad.symmetry import Symmetries
-from geopose.compare import compare
+from geopose.compare import ROUNDS, compare
 from geopose.data.picture import SyntheticOptions
 from geopose.data.synthetic import SyntheticDataset
 from geopose.geometry.camera import Camera
@@ -263,6 +263,34 @@ def test_a_pose_that_does_not_agree_after_a_step_is_given_up(monkeypatch: pytest
     found = compare(oracle, picture, CAMERA, start, CAR, term, CROP)
     assert oracle.calls == 2
     assert found.agreement < 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_comparison_can_be_interrupted(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One drawing now and the others later come to what they come to in one go."""
+    start, reading, picture = started(seed)
+    term = keypoint_term(POINTS, reading, np.ones(16, bool), CAMERA)
+    whole = compare(Oracle(monkeypatch, TRUTH), picture, CAMERA, start, CAR, term, CROP)
+    oracle = Oracle(monkeypatch, TRUTH)
+    first = compare(oracle, picture, CAMERA, start, CAR, term, CROP, rounds=1)
+    assert oracle.calls == 1
+    assert first.agreement < first.fit  # the pose given is off, the one that comes of it hardly
+    assert first.fit > 0.9
+    later = compare(oracle, picture, CAMERA, first.pose, CAR, term, CROP, begin=1)
+    assert np.allclose(later.pose.matrix, whole.pose.matrix, atol=1e-12)
+    assert later.agreement == whole.agreement
+
+
+def test_a_pose_that_moves_less_than_it_is_uncertain_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, reading, picture = started(0)
+    term = keypoint_term(POINTS, reading, np.ones(16, bool), CAMERA)
+    exact = Oracle(monkeypatch, TRUTH, 0.0)
+    compare(exact, picture, CAMERA, TRUTH, CAR, term, CROP)
+    assert exact.calls == 2  # never after the first, which the keypoints hold
+    monkeypatch.setattr("geopose.compare._STILL", 0.0)
+    restless = Oracle(monkeypatch, TRUTH, 0.0)
+    compare(restless, picture, CAMERA, TRUTH, CAR, term, CROP)
+    assert restless.calls == ROUNDS
 
 
 def test_more_noise_is_less_agreement(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.symmetry import Symmetries
+from geopose.compare import ROUNDS, Compared, compare
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace
 from geopose.data.synthetic import SyntheticDataset
@@ -94,6 +96,29 @@ def test_a_picture_without_the_object_is_refused(estimator: PoseEstimator) -> No
         assert found.status == "not_found"
         assert found.reasons
     assert json.loads(estimator.estimate(flat).to_json())["cam_from_obj"] is None
+
+
+def test_only_what_fits_is_drawn_again(
+    estimator: PoseEstimator, scenes: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where hardly anything looks like the object, places are compared by one drawing each, and three to the end."""
+    drawings: list[tuple[int, int]] = []
+
+    def counted(*args: Any, rounds: int = ROUNDS, begin: int = 0) -> Compared:
+        drawings.append((begin, rounds))
+        return compare(*args, rounds=rounds, begin=begin)
+
+    monkeypatch.setattr("geopose.estimate.compare", counted)
+    image, camera, _, _ = scenes[0]
+    assert estimator.estimate(image, camera).status == "ok"
+    assert drawings[:2] == [(0, 1), (1, ROUNDS)]
+    drawings.clear()
+    monkeypatch.setattr("geopose.estimate._LIKELY", 2.0)  # nothing fits so well
+    found = estimator.estimate(image, camera)
+    assert found.status == "ok"
+    assert drawings.count((0, 1)) >= 2
+    assert 1 <= drawings.count((1, ROUNDS)) <= 3
+    assert drawings == sorted(drawings)
 
 
 def test_pictures_of_other_things_are_not_found(estimator: PoseEstimator) -> None:
