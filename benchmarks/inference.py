@@ -1,12 +1,13 @@
-"""How long the keypoint network takes for a crop in torch and in onnxruntime, and what fewer bits cost in accuracy.
+"""How long the networks take in torch and in onnxruntime, and what fewer bits cost the keypoints in accuracy.
 
     pip install 'geopose[onnx]'
     python benchmarks/inference.py                                     # the X-wing that comes with the package
     python benchmarks/inference.py --model part.geopose --cad part.stl --unit mm
 
-Contestants: torch as `estimate` has it, the exported network in onnxruntime, and that quantised to eight bits (static,
-a scale for each channel; ranges read from other renders than those judged). Crops come one by one, the contestants in
-turn; errors are those of keypoints inside of the crop.
+Contestants: torch, torch in eight bits as `estimate` has it where the processor has fast bytes, the exported network
+in onnxruntime, and that quantised to eight bits (static, a scale for each channel; ranges read from other renders than
+those judged). Crops come one by one, the contestants in turn; errors are those of keypoints inside of the crop. The
+other networks are timed in torch alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from geopose import checkpoint
 from geopose.bench.common import interleaved, model_parser, timings, write_json
 from geopose.cad.model import load_cad
 from geopose.calibrate import read_renders
@@ -33,9 +35,16 @@ from geopose.data.synthetic import SyntheticDataset
 from geopose.estimate import PoseEstimator, model_of
 from geopose.export import export_onnx
 from geopose.fit import start_worker
+from geopose.nets.eight import eight_bits, has_fast_bytes
 
-FIRST = "torch"
+FIRST, FEW = "torch", "torch, 8 bits"
 EIGHT = "onnxruntime, 8 bits"
+OTHERS = (
+    ("locator", 3, (256, 320)),
+    ("locator", 3, (480, 640)),
+    ("refiner", 9, (128, 128)),
+    ("refiner", 9, (256, 256)),
+)
 Answer = dict[str, torch.Tensor]
 Net = Callable[[torch.Tensor], Answer]
 
@@ -93,11 +102,14 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     onnxruntime.set_default_logger_severity(3)
-    checkpoint = Path(args.model or model_of(args.cad, args.unit))
-    estimator = PoseEstimator.load(checkpoint)
+    path = Path(args.model or model_of(args.cad, args.unit))
+    estimator = PoseEstimator.load(path)
+    whole = checkpoint.load_nets(path)[0]
+    few = checkpoint.load_nets(path)[0]
     judged, read = (crops_of(estimator, args.cad, args.unit, args.seed + k, args.count) for k in (0, 1))
+    pictures = [(crop["image"].float().div(255),) for crop in judged]
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(checkpoint, folder)
+        export_onnx(path, folder)
         plain, small = Path(folder) / "keypoints.onnx", Path(folder) / "small.onnx"
         ranges = _Ranges([crop["image"].numpy().astype(np.float32) / 255 for crop in read])
         quantize_static(
@@ -109,11 +121,12 @@ def main() -> None:
             weight_type=QuantType.QInt8,
         )
         size = {"onnxruntime": plain.stat().st_size, EIGHT: small.stat().st_size}
-        nets: dict[str, Net] = {FIRST: estimator.nets["keypoints"]}
+        nets: dict[str, Net] = {FIRST: whole["keypoints"]}
+        if has_fast_bytes():
+            nets[FEW] = eight_bits(few["keypoints"])
         nets |= {"onnxruntime": by_onnx(plain, args.threads), EIGHT: by_onnx(small, args.threads)}
         window = estimator.calibration.get("window")
         errors = {name: error_of(net, judged, window) for name, net in nets.items()}
-        pictures = [(crop["image"].float().div(255),) for crop in judged]
         with torch.inference_mode():
             times = timings(interleaved(nets, tqdm(pictures, "timing", unit="crop")), FIRST)
     print("| keypoint network | ms a crop | its share of torch's | error, median | error, 90th percentile |")
@@ -122,7 +135,29 @@ def main() -> None:
         t, e = times[name], errors[name]
         spread = f"{t['median']:.1f} ({t['p10']:.1f} to {t['p90']:.1f})"
         print(f"| {name} | {spread} | {t['ratio']:.2f} | {e['median']:.2f} px | {e['p90']:.2f} px |")
-    write_json(args.json, {"count": args.count, "milliseconds": times, "errors_px": errors, "bytes": size})
+    others = others_of(whole, few, pictures) if has_fast_bytes() else {}
+    if others:
+        print("\n| network, side of its input | torch, ms | 8 bits, ms | share |\n|---|---|---|---|")
+    for name, t in others.items():
+        print(f"| {name} | {t[FIRST]['median']:.1f} | {t[FEW]['median']:.1f} | {t[FEW]['ratio']:.2f} |")
+    found = {"count": args.count, "milliseconds": times, "errors_px": errors, "bytes": size, "others": others}
+    write_json(args.json, found)
+
+
+def others_of(whole: dict[str, Any], few: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
+    """Timings of the locator and the refiner in torch, as evaluated before and in eight bits, by name and size."""
+    found = {}
+    for role, channels, shape in OTHERS:
+        if role not in whole:
+            continue
+        if not any(isinstance(m, torch.nn.Identity) for m in few[role].encoder.layers):
+            eight_bits(few[role])
+        larger = [torch.nn.functional.interpolate(p[0], shape, mode="bilinear") for p in pictures[:60]]
+        given = [(torch.cat([x] * (channels // 3), 1),) for x in larger]
+        with torch.inference_mode():
+            pair = interleaved({FIRST: whole[role], FEW: few[role]}, tqdm(given, role, unit="picture"))
+        found[f"{role}, {shape[1]}x{shape[0]}"] = timings(pair, FIRST)
+    return found
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class _Excite(nn.Module):
         return x * torch.sigmoid(self.expand(F.silu(self.reduce(x.mean((2, 3), keepdim=True)))))
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Inverted residual: 1x1 expand, depthwise, 1x1 project, and the input added where shapes allow."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, expansion: int, lite: bool) -> None:
@@ -185,7 +185,7 @@ class Encoder(nn.Module):
         c_in = 32
         for repeats, kernel, stride, expansion, c_out in _STAGES:
             for repeat in range(repeats):
-                layers.append(_Block(c_in, c_out, kernel, stride if repeat == 0 else 1, expansion, lite))
+                layers.append(Block(c_in, c_out, kernel, stride if repeat == 0 else 1, expansion, lite))
                 c_in = c_out
         self.layers = nn.ModuleList(layers[: depth + 1])
         self.channels = {s: 192 if s == 32 and depth < 16 else CHANNELS[s] for s in self.taps}
