@@ -31,7 +31,7 @@ from geopose.geometry.refine import Reprojection
 from geopose.image import picture_and_camera
 from geopose.nets.eight import eight_bits, has_fast_bytes
 from geopose.result import PoseEstimate
-from geopose.stages import Candidate, Clock, Reading, candidate_of, locate, read_crops
+from geopose.stages import CLEAR, Candidate, Clock, Reading, candidate_of, elsewhere, locate, read_crops
 
 Array = NDArray[np.float64]
 
@@ -114,20 +114,21 @@ class PoseEstimator:
         clock = Clock()
         picture, camera, notes = picture_and_camera(img, camera)
         clock.add("read")
-        if box is None:
-            candidates = locate(self.nets["locator"], picture, max(CANDIDATES, 2 * max_instances))
-        else:
-            candidates = [candidate_of(box)]
+        most = max(CANDIDATES, 2 * max_instances)
+        candidates = locate(self.nets["locator"], picture, most) if box is None else [candidate_of(box)]
         clock.add("locate")
         chosen = [c for c in candidates if c.score >= _NEARLY * candidates[0].score]
         if max_instances == 1:
             found = self._best(picture, camera, chosen[:CANDIDATES], clock)
+            if box is None and chosen and chosen[0].score > CLEAR and all(f.status != "ok" for f in found):
+                finer = elsewhere(locate(self.nets["locator"], picture, most, thorough=True), chosen)
+                clock.add("locate")
+                found += self._best(picture, camera, finer, clock)
         else:
             found = [f for c in chosen for f in self._best(picture, camera, [c], clock)]
         timings = clock.timings()
         if not found:
-            reason = "the locator saw the object nowhere in the picture"
-            return [self._nothing(camera, (reason, *notes), timings)]
+            return [self._nothing(camera, notes, timings)]
         found.sort(key=lambda f: (f.status != "ok", -f.confidence))
         found = _distinct(found, self.model.diameter)[:max_instances]
         if box is None:
@@ -138,8 +139,8 @@ class PoseEstimator:
     def _best(
         self, picture: NDArray[np.uint8], camera: Camera, places: list[Candidate], clock: Clock
     ) -> list[PoseEstimate]:
-        """What the likeliest of the places turn out to be: all are looked at, twice, until one is sure. Only those that
-        fit after one drawing, and the best of the rest, are drawn again."""
+        """What the likeliest of the places turn out to be: all are looked at, twice, until one is sure. Those that fit
+        after one drawing, and the best of the rest, are drawn again."""
         found: list[PoseEstimate] = []
         waiting: list[_Draft] = []
         for place in places:
@@ -171,9 +172,8 @@ class PoseEstimator:
         clock.add("keypoints")
         draft = self._solve(reading, look, camera)
         clock.add("pose")
-        if draft.pose is None or "refiner" not in self.nets:
-            return draft
-        if str(draft.result.status) not in ("ok", *_DOUBTFUL):
+        worth = str(draft.result.status) in ("ok", *_DOUBTFUL)
+        if draft.pose is None or not worth or "refiner" not in self.nets:
             return draft
         known = keypoint_term(self.keypoints, reading, draft.result.inliers, camera)
         crop = (self.crop_size, self.crop_scale)
@@ -294,7 +294,8 @@ class PoseEstimator:
         near = 0.3 < size / first.size < 3 and np.linalg.norm(centre - first.centre) < size
         return Candidate(centre, size, first.score) if near else None
 
-    def _nothing(self, camera: Camera, reasons: tuple[str, ...], timings: dict[str, float]) -> PoseEstimate:
+    def _nothing(self, camera: Camera, notes: tuple[str, ...], timings: dict[str, float]) -> PoseEstimate:
+        reasons = ("the locator saw the object nowhere in the picture", *notes)
         return PoseEstimate(None, None, "not_found", reasons, 0.0, {}, None, (), timings, camera, self.model)
 
 

@@ -25,6 +25,7 @@ Picture = NDArray[Any]  # uint8
 
 LOCATOR_SIDE = 320  # the longer side of the picture that the locator sees first
 FOUND = 0.25  # least score of a candidate
+CLEAR = 0.5  # score with which a finer picture is not looked at
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def candidate_of(box: Any) -> Candidate:
     return Candidate(centre, size, 1.0)
 
 
-def locate(net: nn.Module, picture: Picture, top: int) -> list[Candidate]:
-    """Candidates, best first: coarsely, and again in a finer picture where that finds nothing clear."""
+def locate(net: nn.Module, picture: Picture, top: int, thorough: bool = False) -> list[Candidate]:
+    """Candidates, best first: coarsely, and again in a finer picture if nothing is `CLEAR`, or if `thorough`."""
     height, width = picture.shape[:2]
     found: list[Candidate] = []
     for side in (LOCATOR_SIDE, 2 * LOCATOR_SIDE):
@@ -81,13 +82,18 @@ def locate(net: nn.Module, picture: Picture, top: int) -> list[Candidate]:
         if side > LOCATOR_SIDE and scale > 1.5:
             break
         found += _peaks(net, picture, scale, top)
-        if found and max(c.score for c in found) > 0.5:
+        if not thorough and any(c.score > CLEAR for c in found):
             break
+    return elsewhere(sorted(found, key=lambda c: -c.score), [])[:top]
+
+
+def elsewhere(candidates: list[Candidate], known: list[Candidate]) -> list[Candidate]:
+    """Those that are not at the place of one before them, or of a `known` one."""
     kept: list[Candidate] = []
-    for c in sorted(found, key=lambda c: -c.score):
-        if all(np.linalg.norm(c.centre - k.centre) > 0.4 * max(c.size, k.size) for k in kept):
+    for c in candidates:
+        if all(np.linalg.norm(c.centre - k.centre) > 0.4 * max(c.size, k.size) for k in [*known, *kept]):
             kept.append(c)
-    return kept[:top]
+    return kept
 
 
 def _peaks(net: nn.Module, picture: Picture, scale: float, top: int) -> list[Candidate]:

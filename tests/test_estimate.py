@@ -21,7 +21,7 @@ from geopose.estimate import PoseEstimator, estimate_pose, model_of
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import add, rotation_error
 from geopose.geometry.pose import Pose
-from geopose.stages import calibrated, cut_square
+from geopose.stages import Candidate, calibrated, cut_square, locate
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,25 @@ def test_only_what_fits_is_drawn_again(
     assert drawings.count((0, 1)) >= 2
     assert 1 <= drawings.count((1, ROUNDS)) <= 3
     assert drawings == sorted(drawings)
+
+
+def test_a_finer_picture_is_looked_at_where_the_coarse_one_misleads(
+    estimator: PoseEstimator, scenes: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The locator is sure of a place where nothing is; the object is seen at the second glance alone."""
+    image, camera, truth, _ = scenes[0]
+    glances: list[bool] = []
+
+    def misled(net: Any, picture: Any, top: int, thorough: bool = False) -> list[Candidate]:
+        glances.append(thorough)
+        wrong = Candidate(np.array([620.0, 20.0]), 60.0, 0.9)
+        return [wrong, *(locate(net, picture, top, thorough) if thorough else [])]
+
+    monkeypatch.setattr("geopose.estimate.locate", misled)
+    found = estimator.estimate(image, camera)
+    assert glances == [False, True]
+    assert found.status == "ok"
+    assert float(add(found.pose, truth, estimator.model.vertices)) < 0.1 * estimator.model.diameter
 
 
 def test_pictures_of_other_things_are_not_found(estimator: PoseEstimator) -> None:

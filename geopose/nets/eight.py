@@ -39,7 +39,7 @@ class _Bytes(nn.Module):
         self.whole = torch.round(weight / self.step.view(-1, 1, 1, 1)).to(torch.int8)
         self.where = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
         self.packed: dict[tuple[int, ...], Tensor] = {}  # the weights as pictures of a size want them
-        self.bias, self.zero = conv.bias.detach().float(), zero
+        self.bias, self.zero = nn.Parameter(conv.bias.detach().float(), requires_grad=False), zero
         self.none = torch.zeros(len(weight), dtype=torch.int32)
         self.act = "relu" if isinstance(layer.act, nn.ReLU) else "none"
 
