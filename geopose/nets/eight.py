@@ -1,4 +1,4 @@
-"""Convolutions in eight bits, for evaluation on processors that multiply bytes in hardware: half the time."""
+"""Convolutions in eight bits, to evaluate networks on processors that multiply bytes in hardware."""
 
 from __future__ import annotations
 
