@@ -35,7 +35,7 @@ from geopose.data.synthetic import SyntheticDataset
 from geopose.estimate import PoseEstimator, model_of
 from geopose.export import export_onnx
 from geopose.fit import start_worker
-from geopose.nets.eight import eight_bits, has_fast_bytes
+from geopose.nets.eight import has_fast_bytes
 
 FIRST, FEW = "torch", "torch, 8 bits"
 EIGHT = "onnxruntime, 8 bits"
@@ -105,7 +105,6 @@ def main() -> None:
     path = Path(args.model or model_of(args.cad, args.unit))
     estimator = PoseEstimator.load(path)
     whole = checkpoint.load_nets(path)[0]
-    few = checkpoint.load_nets(path)[0]
     judged, read = (crops_of(estimator, args.cad, args.unit, args.seed + k, args.count) for k in (0, 1))
     pictures = [(crop["image"].float().div(255),) for crop in judged]
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +122,7 @@ def main() -> None:
         size = {"onnxruntime": plain.stat().st_size, EIGHT: small.stat().st_size}
         nets: dict[str, Net] = {FIRST: whole["keypoints"]}
         if has_fast_bytes():
-            nets[FEW] = eight_bits(few["keypoints"])
+            nets[FEW] = estimator.nets["keypoints"]
         nets |= {"onnxruntime": by_onnx(plain, args.threads), EIGHT: by_onnx(small, args.threads)}
         window = estimator.calibration.get("window")
         errors = {name: error_of(net, judged, window) for name, net in nets.items()}
@@ -135,7 +134,7 @@ def main() -> None:
         t, e = times[name], errors[name]
         spread = f"{t['median']:.1f} ({t['p10']:.1f} to {t['p90']:.1f})"
         print(f"| {name} | {spread} | {t['ratio']:.2f} | {e['median']:.2f} px | {e['p90']:.2f} px |")
-    others = others_of(whole, few, pictures) if has_fast_bytes() else {}
+    others = others_of(whole, estimator.nets, pictures) if has_fast_bytes() else {}
     if others:
         print("\n| network, side of its input | torch, ms | 8 bits, ms | share |\n|---|---|---|---|")
     for name, t in others.items():
@@ -150,8 +149,6 @@ def others_of(whole: dict[str, Any], few: dict[str, Any], pictures: list[Any]) -
     for role, channels, shape in OTHERS:
         if role not in whole:
             continue
-        if not any(isinstance(m, torch.nn.Identity) for m in few[role].encoder.layers):
-            eight_bits(few[role])
         larger = [torch.nn.functional.interpolate(p[0], shape, mode="bilinear") for p in pictures[:60]]
         given = [(torch.cat([x] * (channels // 3), 1),) for x in larger]
         with torch.inference_mode():

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from geopose.nets.backbone import Block, ConvNorm, Encoder
 
-_RELU6 = 6.0
-_UNIT = _RELU6 / 255  # what a byte between two layers is worth
+_UNIT = 6 / 255  # what a byte between two layers is worth: ReLU6
 _MIDDLE = 128  # the byte that stands for zero in what may be negative
 _SHAPES = 12  # of pictures, whose packed weights are kept
 _PIXEL, _GREY = 1 / 128, 127  # what a pixel's byte is worth to the encoder, and which stands for zero
@@ -86,16 +85,14 @@ class _EightBlock(nn.Module):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.expand = _Bytes(block.expand, _MIDDLE) if isinstance(block.expand, ConvNorm) else None
-        self.depthwise = _Bytes(block.depthwise, _MIDDLE if self.expand is None else 0)
+        assert isinstance(block.expand, ConvNorm), "all but an encoder's first"
+        self.expand, self.depthwise = _Bytes(block.expand, _MIDDLE), _Bytes(block.depthwise, 0)
         self.project, self.residual = _Bytes(block.project, 0), block.residual
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's feature map."""
-        y, scale = _as_bytes(x)
-        if self.expand is not None:
-            y, scale = self.expand(y, scale, _UNIT), _UNIT
-        y = self.project(self.depthwise(y, scale, _UNIT), _UNIT)
+        y = self.expand(*_as_bytes(x), _UNIT)
+        y = self.project(self.depthwise(y, _UNIT, _UNIT), _UNIT)
         return x + y if self.residual else y
 
 
