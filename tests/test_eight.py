@@ -107,3 +107,18 @@ def test_the_networks_answer_nearly_the_same(crops: torch.Tensor) -> None:
         assert 0 < float(moved.median()) < 1.0  # pixels of 128; the network's own error is three
         wanted, found = plain["locator"](crops), eight_bits(small["locator"])(crops)
         assert (found - wanted).abs().flatten(1).quantile(0.99) < 0.3 * wanted.std()
+
+
+@needs_bytes
+def test_weights_are_packed_for_the_number_of_threads() -> None:
+    """Those packed for another number would be packed again at every call, at ten times a layer's cost."""
+    small = eight._Bytes(layer_of(1, 3, 1, 1, "relu"), 128)
+    x = torch.zeros((1, 24, 8, 8), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            small(x, 0.1)
+    finally:
+        torch.set_num_threads(before)
+    assert set(small.packed) == {(1, 1, 24, 8, 8), (2, 1, 24, 8, 8)}

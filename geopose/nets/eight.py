@@ -37,22 +37,23 @@ class _Bytes(nn.Module):
         self.step = (weight.flatten(1).abs().amax(1) / 127).clamp_min(1e-30)
         self.whole = torch.round(weight / self.step.view(-1, 1, 1, 1)).to(torch.int8)
         self.where = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
-        self.packed: dict[tuple[int, ...], Tensor] = {}  # the weights as pictures of a size want them
+        # The weights as pictures of a size and a number of threads want them; others would be packed at each call.
+        self.packed: dict[tuple[int, ...], Tensor] = {}
         self.bias, self.zero = nn.Parameter(conv.bias.detach().float(), requires_grad=False), zero
         self.none = torch.zeros(len(weight), dtype=torch.int32)
         self.act = "relu" if isinstance(layer.act, nn.ReLU) else "none"
 
     def forward(self, x: Tensor, scale: float, out_scale: float | None = None) -> Tensor:
         """float32, or bytes that are worth `out_scale` each, cut off at 0 and 255; x: bytes worth `scale` each."""
-        shape = tuple(x.shape)
-        if shape not in self.packed:
+        case = (torch.get_num_threads(), *x.shape)
+        if case not in self.packed:
             if len(self.packed) >= _SHAPES:
                 self.packed.clear()
             pack = torch.ops.onednn.qconv_prepack
-            self.packed[shape] = pack(self.whole, self.step, scale, self.zero, *self.where, list(shape))
+            self.packed[case] = pack(self.whole, self.step, scale, self.zero, *self.where, list(x.shape))
         kind, worth = (torch.float32, 1.0) if out_scale is None else (torch.uint8, out_scale)
         return torch.ops.onednn.qconv2d_pointwise(
-            x, scale, self.zero, self.packed[shape], self.step, self.none, self.bias, *self.where, worth, 0, kind,
+            x, scale, self.zero, self.packed[case], self.step, self.none, self.bias, *self.where, worth, 0, kind,
             self.act, [], "",
         )  # fmt: skip
 
