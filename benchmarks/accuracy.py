@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py                       # the X-wing that comes with the package
     python benchmarks/accuracy.py --model part.geopose --cad part.stl --unit mm
     python benchmarks/accuracy.py --hidden              # other things stand before it as well
+    python benchmarks/accuracy.py --softest 0.5         # with a third of the blur
 
 The object is anywhere in the picture, now and then reaching over its border, 40 to 400 pixels large, under random light
 before random backgrounds, seen from the view space that the model was trained for; `--seed` is none that training,
@@ -46,6 +47,9 @@ def main() -> None:
     )
     parser.add_argument("--roll", type=float, nargs=2)
     parser.add_argument("--hidden", action="store_true", help="with occluders and clutter")
+    parser.add_argument(
+        "--softest", type=float, default=SyntheticOptions.softest, help="most blur (%(default)s)"
+    )
     args = parser.parse_args()
 
     model = load_cad(args.cad, args.unit)
@@ -53,7 +57,7 @@ def main() -> None:
     view = ViewSpace.of_training(estimator.meta["options"])
     asked = {"elevation_deg": args.elevation, "roll_deg": args.roll}
     view = replace(view, **{name: tuple(limits) for name, limits in asked.items() if limits})
-    options = SyntheticOptions(view=view, scene_range=(40.0, 400.0))
+    options = SyntheticOptions(view=view, scene_range=(40.0, 400.0), softest=args.softest)
     if not args.hidden:
         options = replace(options, clutter=0.0, occluders=0.0)
     scenes = SyntheticDataset(

@@ -151,6 +151,41 @@ def test_scenes_carry_camera_pose_box_and_visible_share(car: CadModel) -> None:
         assert (np.abs(at - np.linalg.norm(pose.t)) < 1.2 * car.diameter).mean() > 0.9
 
 
+def test_what_is_whole_in_a_scene_is_seen_entirely(car: CadModel) -> None:
+    data = dataset(
+        car,
+        "scene",
+        clutter=0.0,
+        occluders=0.0,
+        scene_wh=(160, 120),
+        scene_range=(20.0, 120.0),
+        max_faces=300,
+    )
+    shares, cut = [], []
+    for i in range(12):
+        item = data[i]
+        low, high = item["box"][:2], item["box"][2:]
+        inside = (low >= -0.5).all() and (high <= (159.5, 119.5)).all()
+        (shares if inside else cut).append(float(item["visib_fract"]))
+    assert len(shares) >= 3
+    assert shares == [1.0] * len(shares)
+    assert min(cut) < 0.9
+
+
+def test_what_is_softer_is_asked_for(car: CadModel) -> None:
+    """The same things, of which the softer picture has lost the finest detail."""
+    sharp, soft = (
+        dataset(car, "crop", softest=most, crop_range=(60.0, 60.1), clutter=0.0, occluders=0.0)
+        for most in (0.1, 3.0)
+    )
+
+    def detail(data: SyntheticDataset) -> float:
+        steps = [np.abs(np.diff(data[i]["image"].astype(float), axis=2)).mean() for i in range(16)]
+        return float(np.mean(steps))
+
+    assert detail(soft) < 0.9 * detail(sharp)
+
+
 def test_views_stay_in_their_space() -> None:
     rng = np.random.default_rng(0)
     view = ViewSpace(elevation_deg=(10, 40), azimuth_deg=(-30, 60), roll_deg=(-5, 5))

@@ -41,7 +41,8 @@ class SyntheticOptions:
     pixels; scene_range: sizes of the object in them, pixels; scene_fov_deg: their horizontal field of view, degrees;
     empty: share of windows without the object; clutter: probability of other things beside and before the object;
     occluders: probability of flat shapes before it; truncated: share of crops that reach over the picture's border;
-    gross: share of the refiner's guesses that are altogether wrong; backgrounds: a folder of photographs to use instead
+    gross: share of the refiner's guesses that are altogether wrong; softest: most blur of the sensor's pixels, see
+    `augment.defocus`; backgrounds: a folder of photographs to use instead
     of the built-in backgrounds; max_faces: the mesh is simplified to this.
     """
 
@@ -61,6 +62,7 @@ class SyntheticOptions:
     occluders: float = 0.4
     truncated: float = 0.12
     gross: float = 0.06
+    softest: float = 1.6
     backgrounds: str | None = None
     max_faces: int = 2500
 
@@ -140,8 +142,11 @@ class PictureMaker:
         if pixels < 1:  # blur, noise and compression belong to the sensor's pixels
             small = max(round(width * pixels), 8), max(round(height * pixels), 8)
             image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-        fine = min(image.shape[:2]) / 128
-        image = augment.defocus(generator, image, min(fine, 1.6))
+        # Only of a large object is the picture coarser than the sensor, and as much sharper.
+        fine = self.options.softest
+        if pixels >= 1:
+            fine = min(fine, min(image.shape[:2]) / 128)
+        image = augment.defocus(generator, image, fine)
         taken = augment.sensor(generator, augment.tone(generator, image))
         if pixels < 1:
             taken = np.asarray(cv2.resize(taken, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)

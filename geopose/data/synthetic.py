@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -236,8 +237,10 @@ class SyntheticDataset(Dataset):
     def _whole_silhouette(self, pose: Pose, camera: Camera) -> int:
         """Pixels of the object if neither the border nor anything else hid it."""
         box = projected_box(self.maker.vertices, pose, camera)
-        size = np.clip(np.ceil(box[2:] - box[:2]), 1, 4096).astype(int)
-        whole = camera.crop_resize(box, (int(size[0]), int(size[1])))
+        corner = np.floor(box[:2])
+        size = np.clip(np.ceil(box[2:] - corner) + 1, 1, 4096).astype(int)
+        moved = {"cx": camera.cx - float(corner[0]), "cy": camera.cy - float(corner[1])}
+        whole = replace(camera, size_wh=(int(size[0]), int(size[1])), **moved)
         vertices = pose.apply(self.maker.vertices)
         return len(rasterize(vertices, self.maker.model.faces, whole, near=1e-3 * self.maker.diameter).pixel)
 
