@@ -172,18 +172,15 @@ def test_what_is_whole_in_a_scene_is_seen_entirely(car: CadModel) -> None:
     assert min(cut) < 0.9
 
 
-def test_what_is_softer_is_asked_for(car: CadModel) -> None:
-    """The same things, of which the softer picture has lost the finest detail."""
-    sharp, soft = (
-        dataset(car, "crop", softest=most, crop_range=(60.0, 60.1), clutter=0.0, occluders=0.0)
-        for most in (0.1, 3.0)
-    )
-
-    def detail(data: SyntheticDataset) -> float:
-        steps = [np.abs(np.diff(data[i]["image"].astype(float), axis=2)).mean() for i in range(16)]
-        return float(np.mean(steps))
-
-    assert detail(soft) < 0.9 * detail(sharp)
+@pytest.mark.parametrize(("softest", "wanted"), [(0.3, 0.3), (1.6, 1.0)])
+def test_no_picture_is_blurred_more_than_asked_for(
+    car: CadModel, monkeypatch: pytest.MonkeyPatch, softest: float, wanted: float
+) -> None:
+    """A picture of 128 pixels bears a blur of 1."""
+    strongest: list[float] = []
+    monkeypatch.setattr(augment, "defocus", lambda _, image, most: strongest.append(most) or image)
+    dataset(car, "crop", softest=softest, crop_range=(280.0, 280.1), max_faces=300)[0]
+    assert set(strongest) == {wanted}
 
 
 def test_views_stay_in_their_space() -> None:

@@ -142,11 +142,8 @@ class PictureMaker:
         if pixels < 1:  # blur, noise and compression belong to the sensor's pixels
             small = max(round(width * pixels), 8), max(round(height * pixels), 8)
             image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-        # Only of a large object is the picture coarser than the sensor, and as much sharper.
-        fine = self.options.softest
-        if pixels >= 1:
-            fine = min(fine, min(image.shape[:2]) / 128)
-        image = augment.defocus(generator, image, fine)
+        fine = min(image.shape[:2]) / 128
+        image = augment.defocus(generator, image, min(fine, self.options.softest))
         taken = augment.sensor(generator, augment.tone(generator, image))
         if pixels < 1:
             taken = np.asarray(cv2.resize(taken, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
