@@ -27,6 +27,8 @@ from geopose._io import atomic_path
 FORMAT_VERSION = 2  # 1 had no bytes
 MAX_BYTES = 12_000_000
 SUFFIX = ".geopose"
+_BUILT_IN = Path(__file__).parent / "weights"
+TRANSFERRED = _BUILT_IN / f"xwing{SUFFIX}"  # whose refiner other trainings begin with
 _METADATA_KEY = "geopose"
 _LARGE = 4096  # weights of one tensor
 _MESH_DTYPES = {"vertices": np.float32, "faces": np.int32, "colors": np.float32}
@@ -176,6 +178,13 @@ def build_net(role: str, options: Mapping[str, Any], weights: bool = False) -> n
     return builders[role](dict(options), weights=weights)
 
 
+def transferred(options: Mapping[str, Any]) -> nn.Module:
+    """A refiner as `build_net` makes it, that compares as well as the X-wing's, which comes with the package."""
+    net = build_net("refiner", options)
+    net.load_state_dict(load_model(TRANSFERRED)[0]["refiner"], strict=True)
+    return net
+
+
 def cache_dir() -> Path:
     """Folder of the user's own models: $GEOPOSE_CACHE, else the platform's cache folder (~/.cache/geopose)."""
     chosen = os.environ.get("GEOPOSE_CACHE")
@@ -199,8 +208,7 @@ def find_model(content_hash: str) -> Path | None:
     Looks in the user's cache first (newest file first: what was trained here on purpose), then among the
     models that come with the package. Files that are not readable checkpoints are passed over.
     """
-    built_in = Path(__file__).parent / "weights"
-    for folder in (cache_dir(), built_in):
+    for folder in (cache_dir(), _BUILT_IN):
         for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: (-p.stat().st_mtime, p.name)):
             try:
                 if read_metadata(path).get("content_hash") == content_hash:

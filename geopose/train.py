@@ -78,6 +78,10 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
     clock = Clock()
     keep_freed_memory()
     model = load_cad(cad, options.unit).painted(options.color)
+    if options.transfer is None:
+        same = checkpoint.read_metadata(checkpoint.TRANSFERRED)["content_hash"] == model.content_hash
+        wanted = options.pretrained and options.start is None
+        options = replace(options, transfer=bool(wanted and not same))
     device = pick_device(options.device)
     workers = default_workers() if options.workers is None else options.workers
     with process_group(device) as (rank, world), cores_shared_with(workers):
@@ -183,7 +187,10 @@ class _Run:
         if role == "keypoints":
             net_options |= {"kind": o.network, "num_keypoints": o.num_keypoints}
             net_options |= {"dense": o.dense} if o.network == "unet" else {}
-        net = checkpoint.build_net(role, net_options, weights=weights is None)
+        if role == "refiner" and weights is None and o.transfer:
+            net = checkpoint.transferred(net_options)
+        else:
+            net = checkpoint.build_net(role, net_options, weights=weights is None)
         if weights is not None:
             net.load_state_dict(weights, strict=True)
         return Learner(role, net.to(self.device, memory_format=torch.channels_last), o.learning_rate)  # type: ignore[call-overload]

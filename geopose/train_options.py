@@ -24,6 +24,8 @@ class TrainOptions:
         backgrounds: folder of photographs to put behind the object; None takes the built-in ones.
         network: "unet" or "hourglass".
         pretrained: start from ImageNet features; None: where the network has them (unet).
+        transfer: begin with the refiner of the X-wing that comes with geopose: comparing is much the same for all
+            objects; None: with `pretrained`, for any other mesh, unless there is a `start`.
         dense: also learn mask and object coordinates (unet).
         frozen_stride: encoder layers up to this stride (0, 2, 4, 8) stay as they are; None: 4 if pretrained, else 0.
         frozen_5x5: so do the encoder's 5x5 filters, whose gradients cost a quarter of a step; None: if pretrained.
@@ -54,6 +56,7 @@ class TrainOptions:
     backgrounds: str | None = None
     network: str = "unet"
     pretrained: bool | None = None
+    transfer: bool | None = None
     dense: bool = True
     frozen_stride: int | None = None
     frozen_5x5: bool | None = None
@@ -76,6 +79,7 @@ class TrainOptions:
         checks = {
             "minutes": (0 < self.minutes < 1e5, "a positive number of minutes"),
             "network": (self.network in ("unet", "hourglass"), "'unet' or 'hourglass'"),
+            "transfer": (not (self.transfer and self.start), "None or False where there is a start"),
             "frozen_stride": (self.frozen_stride in (None, 0, 2, 4, 8), "None, 0, 2, 4 or 8"),
             "num_keypoints": (4 <= self.num_keypoints <= 256, "4 to 256"),
             "crop_size": (self.crop_size >= 32 and self.crop_size % 32 == 0, "a positive multiple of 32"),

@@ -21,7 +21,7 @@ import trimesh
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from geopose import calibrate, distributed, fit, train_report, train_state
+from geopose import calibrate, checkpoint, distributed, fit, train_report, train_state
 from geopose.cad.model import CadModel
 from geopose.checkpoint import find_model, load_model, load_nets
 from geopose.nets import build_keypoint_net
@@ -515,6 +515,27 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         assert indices(tmp_path, rank)[: samples // 2] == list(range(rank, samples, 2))
     _, meta = load_nets(tmp_path / "toy.geopose")
     assert meta["images"]["keypoints"] == samples
+
+
+def test_another_object_begins_with_the_comparing_that_the_ship_taught() -> None:
+    begun = checkpoint.transferred({"frozen_stride": 4}).state_dict()
+    known = load_model(checkpoint.TRANSFERRED)[0]["refiner"]
+    assert begun.keys() == known.keys()
+    for name in known:
+        torch.testing.assert_close(begun[name], known[name])
+
+
+def test_what_is_transferred_is_said_and_can_be_refused(tmp_path: Path) -> None:
+    """By default with pretrained features alone; `command` makes the same network again."""
+    options = TrainOptions(minutes=0.01, **{**TINY, "pretrained": None})
+    meta = load_model(train(toy(), tmp_path / "toy.geopose", options))[1]
+    assert meta["options"]["transfer"] is True
+    assert "--transfer" in meta["command"]
+    assert load_nets(tmp_path / "toy.geopose")[1]["options"]["pretrained"] is True
+    meta = load_model(train(toy(), tmp_path / "plain.geopose", TrainOptions(minutes=0.01, **TINY)))[1]
+    assert meta["options"]["transfer"] is False
+    with pytest.raises(ValueError, match="transfer: got True"):
+        TrainOptions(transfer=True, start="toy.geopose")
 
 
 def test_the_solver_is_compiled_before_the_minutes_begin(
