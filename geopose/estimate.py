@@ -22,7 +22,7 @@ from geopose.cad.symmetry import Symmetries
 from geopose.calibrate import BEST_FEATURES, LEAST_CONFIDENCE, confidence_of
 from geopose.compare import Compared, compare
 from geopose.data.sample import box_centre_size, projected_box
-from geopose.distributed import pick_device
+from geopose.distributed import pick_device, torch_threads
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import expected_distance
 from geopose.geometry.pnp import PnPOptions, PnPResult, solve_pnp, warm_up
@@ -30,7 +30,7 @@ from geopose.geometry.pose import Pose
 from geopose.geometry.refine import Reprojection
 from geopose.image import picture_and_camera
 from geopose.nets.eight import eight_bits, has_fast_bytes
-from geopose.result import PoseEstimate
+from geopose.result import PoseEstimate, distinct
 from geopose.stages import CLEAR, Candidate, Clock, Reading, candidate_of, elsewhere, locate, read_crops
 
 Array = NDArray[np.float64]
@@ -80,6 +80,7 @@ class PoseEstimator:
         self.crop_scale = float(meta["options"].get("crop_scale", 1.5))
         self.calibration = dict(meta.get("calibration") or {})
         self.options = PnPOptions()
+        self.threads = 1  # of torch, while it looks at a picture
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> PoseEstimator:
@@ -111,6 +112,10 @@ class PoseEstimator:
         self, img: Any, camera: Camera | None = None, max_instances: int = 8, *, box: Any = None
     ) -> list[PoseEstimate]:
         """All instances, best first; one "not_found" when there is none. Arguments as in `estimate`."""
+        with torch_threads(self.threads):
+            return self._all(img, camera, max_instances, box)
+
+    def _all(self, img: Any, camera: Camera | None, max_instances: int, box: Any) -> list[PoseEstimate]:
         clock = Clock()
         picture, camera, notes = picture_and_camera(img, camera)
         clock.add("read")
@@ -130,7 +135,7 @@ class PoseEstimator:
         if not found:
             return [self._nothing(camera, notes, timings)]
         found.sort(key=lambda f: (f.status != "ok", -f.confidence))
-        found = _distinct(found, self.model.diameter)[:max_instances]
+        found = distinct(found, self.model.diameter)[:max_instances]
         if box is None:
             found = [_seen(f) for f in found]
             found = [f for f in found if f.status != "not_found"] or found[:1]
@@ -387,14 +392,3 @@ def _seen(found: PoseEstimate) -> PoseEstimate:
         return found
     reason = "nothing in the picture looks like the object; the pose is that of the place that comes nearest"
     return replace(found, status="not_found", reasons=(reason, *found.reasons))
-
-
-def _distinct(found: list[PoseEstimate], diameter: float) -> list[PoseEstimate]:
-    """Without the later of two answers for one instance, and without those that have no pose, if any has one."""
-    kept: list[PoseEstimate] = []
-    for f in found:
-        if f.pose is None:
-            continue
-        if all(k.pose is None or np.linalg.norm(f.pose.t - k.pose.t) > 0.3 * diameter for k in kept):
-            kept.append(f)
-    return kept or found[:1]

@@ -81,3 +81,14 @@ class PoseEstimate:
             "timings_s": self.timings,
         }  # fmt: skip
         return json.dumps(checkpoint.jsonable(value), indent=indent)
+
+
+def distinct(found: list[PoseEstimate], diameter: float) -> list[PoseEstimate]:
+    """Without the later of two answers for one instance, and without those that have no pose, if any has one."""
+    kept: list[PoseEstimate] = []
+    for f in found:
+        if f.pose is None:
+            continue
+        if all(k.pose is None or np.linalg.norm(f.pose.t - k.pose.t) > 0.3 * diameter for k in kept):
+            kept.append(f)
+    return kept or found[:1]

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from PIL import Image
 
+from geopose import estimate as estimating
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.symmetry import Symmetries
 from geopose.compare import ROUNDS, Compared, compare
@@ -61,6 +63,25 @@ def test_poses_are_near_the_truth_and_unsure_ones_say_so(estimator: PoseEstimato
         else:
             assert found.reasons
     assert accepted >= 1
+
+
+def test_one_thread_looks_at_a_picture(estimator: PoseEstimator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several wait for one another wherever the cores are busy; `threads` asks for more."""
+    counts: list[int] = []
+    old = estimating.locate
+    monkeypatch.setattr(
+        estimating, "locate", lambda *a, **k: counts.append(torch.get_num_threads()) or old(*a, **k)
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for wanted in (1, 2):
+            monkeypatch.setattr(estimator, "threads", wanted)
+            estimator.estimate(np.zeros((48, 64, 3), np.uint8))
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(set(counts)) == [1, 2]
 
 
 def test_a_given_box_is_used(estimator: PoseEstimator, scenes: list) -> None:

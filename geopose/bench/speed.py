@@ -81,6 +81,7 @@ def run(options: Options, out: Path | None = None) -> dict[str, Any]:
     for number in range(options.rounds + 1):
         for image, camera, box in scenes:
             for threads in counts:
+                estimator.threads = threads
                 with _threads(threads):
                     measured = _one(estimator, image, camera, box)
                 if number > 0:  # the first round warms up
