@@ -127,8 +127,8 @@ def average_(tensor: Tensor) -> Tensor:
 def torch_threads(count: int) -> Iterator[None]:
     """That many threads in torch, and the former number afterwards.
 
-    A second one saves a tenth in networks that are evaluated for one picture; where the cores are busy with other work,
-    two that wait for one another after every layer take twenty times as long as one.
+    A second one saves little in networks that are evaluated for one picture; where the cores are busy with other work,
+    two that wait for one another after every layer can take ten times as long as one.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from geopose.distributed import average_, broadcast_number
+from geopose.distributed import average_, broadcast_number, torch_threads
 
 Batch = dict[str, Tensor]
 LossFn = Callable[[Any, Batch], tuple[Tensor, Mapping[str, Tensor]]]
@@ -69,13 +69,12 @@ def cores_shared_with(workers: int) -> Iterator[None]:
 
     OpenCV's own threads are stopped too, since a process forked while they exist may hang at its first call.
     """
-    threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(max(1, threads - workers))
+    cv_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        yield
+        with torch_threads(max(1, torch.get_num_threads() - workers)):
+            yield
     finally:
-        torch.set_num_threads(threads)
         cv2.setNumThreads(cv_threads)
 
 

@@ -13,6 +13,7 @@ import torch
 from geopose.bench.common import interleaved, timings
 from geopose.bench.pnp_peers import Solver, all_of, exact_peers, robust_peers
 from geopose.bench.pnp_scenes import CAMERA, Scenes, random_pixels, scenes
+from geopose.distributed import torch_threads
 from geopose.geometry.pnp import solve_pnp
 
 OURS = "geopose"
@@ -82,17 +83,14 @@ def _batch(n: int, share: float, count: int, seed: int) -> dict[str, Any]:
 
 def _threads(count: int, seed: int) -> dict[str, Any]:
     """Our batch of clean and of robust problems with one and with two threads of torch."""
-    before, problem = torch.get_num_threads(), _problem(20, 0.3, count, seed)
+    problem = _problem(20, 0.3, count, seed)
 
     def solve(threads: int) -> None:
-        torch.set_num_threads(threads)
-        solve_pnp(torch.from_numpy(problem.points), torch.from_numpy(problem.px), CAMERA)
+        with torch_threads(threads):
+            solve_pnp(torch.from_numpy(problem.points), torch.from_numpy(problem.px), CAMERA)
 
-    try:
-        contest = {"1 thread": lambda: solve(1), "2 threads": lambda: solve(2)}
-        times = interleaved(contest, [()] * ROUNDS, warm_up=1)
-    finally:
-        torch.set_num_threads(before)
+    contest = {"1 thread": lambda: solve(1), "2 threads": lambda: solve(2)}
+    times = interleaved(contest, [()] * ROUNDS, warm_up=1)
     return timings(times, "1 thread", 1e6 / count)
 
 

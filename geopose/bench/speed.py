@@ -28,6 +28,7 @@ from geopose.cad.model import load_cad
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace, square
 from geopose.data.synthetic import SyntheticDataset
+from geopose.distributed import torch_threads
 from geopose.estimate import PoseEstimator, model_of
 from geopose.geometry.camera import Camera
 from geopose.stages import cut_square
@@ -147,14 +148,13 @@ def _clocked(call: Callable[[], Any]) -> float:
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """That many threads in torch and OpenCV, and the former number afterwards."""
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(count)
+    before = cv2.getNumThreads()
     cv2.setNumThreads(count)
     try:
-        yield
+        with torch_threads(count):
+            yield
     finally:
-        torch.set_num_threads(before[0])
-        cv2.setNumThreads(before[1])
+        cv2.setNumThreads(before)
 
 
 def import_seconds(count: int) -> dict[str, dict[str, float]]:
