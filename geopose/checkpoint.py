@@ -178,13 +178,6 @@ def build_net(role: str, options: Mapping[str, Any], weights: bool = False) -> n
     return builders[role](dict(options), weights=weights)
 
 
-def transferred(options: Mapping[str, Any]) -> nn.Module:
-    """A refiner as `build_net` makes it, that compares as well as the X-wing's, which comes with the package."""
-    net = build_net("refiner", options)
-    net.load_state_dict(load_model(TRANSFERRED)[0]["refiner"], strict=True)
-    return net
-
-
 def cache_dir() -> Path:
     """Folder of the user's own models: $GEOPOSE_CACHE, else the platform's cache folder (~/.cache/geopose)."""
     chosen = os.environ.get("GEOPOSE_CACHE")

@@ -79,9 +79,10 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
     keep_freed_memory()
     model = load_cad(cad, options.unit).painted(options.color)
     if options.transfer is None:
-        same = checkpoint.read_metadata(checkpoint.TRANSFERRED)["content_hash"] == model.content_hash
-        wanted = options.pretrained and options.start is None
-        options = replace(options, transfer=bool(wanted and not same))
+        transfer = bool(options.pretrained) and options.start is None
+        if transfer:
+            transfer = checkpoint.read_metadata(checkpoint.TRANSFERRED)["content_hash"] != model.content_hash
+        options = replace(options, transfer=transfer)
     device = pick_device(options.device)
     workers = default_workers() if options.workers is None else options.workers
     with process_group(device) as (rank, world), cores_shared_with(workers):
@@ -125,6 +126,8 @@ class _Run:
         elif stored is None:
             self.symmetries = find_symmetries(model)
             self.keypoints = np.asarray(choose_keypoints(model, options.num_keypoints, self.symmetries))
+            if options.transfer and options.refiner_share > 0:
+                first = {"refiner": checkpoint.load_model(checkpoint.TRANSFERRED)[0]["refiner"]}
         else:
             self.symmetries = Symmetries.from_json(stored[0]["symmetries"])
             self.keypoints = np.asarray(stored[0]["keypoints"], float)
@@ -187,10 +190,7 @@ class _Run:
         if role == "keypoints":
             net_options |= {"kind": o.network, "num_keypoints": o.num_keypoints}
             net_options |= {"dense": o.dense} if o.network == "unet" else {}
-        if role == "refiner" and weights is None and o.transfer:
-            net = checkpoint.transferred(net_options)
-        else:
-            net = checkpoint.build_net(role, net_options, weights=weights is None)
+        net = checkpoint.build_net(role, net_options, weights=weights is None)
         if weights is not None:
             net.load_state_dict(weights, strict=True)
         return Learner(role, net.to(self.device, memory_format=torch.channels_last), o.learning_rate)  # type: ignore[call-overload]

@@ -517,8 +517,13 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert meta["images"]["keypoints"] == samples
 
 
-def test_another_object_begins_with_the_comparing_that_the_ship_taught() -> None:
-    begun = checkpoint.transferred({"frozen_stride": 4}).state_dict()
+def test_another_object_begins_with_the_comparing_that_the_ship_taught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Any] = []
+    monkeypatch.setattr(sys.modules["geopose.train"]._Run, "work", lambda run: runs.append(run))
+    train(toy(), tmp_path / "toy.geopose", TrainOptions(minutes=0.01, **{**TINY, "pretrained": None}))
+    begun = {learner.role: learner.net for learner in runs[0].learners}["refiner"].state_dict()
     known = load_model(checkpoint.TRANSFERRED)[0]["refiner"]
     assert begun.keys() == known.keys()
     for name in known:
