@@ -10,7 +10,8 @@ of the built-in objects, the other half a scene from which the object was left o
 Writes calibration.json, calibration.md and reliability.png into `--out` and prints the Markdown. Intervals are Wilson's
 of 95 %. Coverage is counted over the poses answered `ok`, and over all poses with an ADD(-S) below 0.3 diameters: a
 worse one is another mode, which no covariance describes. The position is that of the middle of the object's bounding
-box. The reliability is that of every pose given, whatever its status.
+box. The reliability is that of every pose given, whatever its status; so is what other limits of the confidence, below
+which no pose is answered `ok`, would have answered.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ Array = NDArray[np.float64]
 PARTS = {"whole": 6, "position": 3, "rotation": 3}  # degrees of freedom
 SANE = 0.3  # diameters of ADD(-S)
 BINS = 10
+LIMITS = (0.5, 0.7, 0.8, 0.9, 0.95)  # of the confidence
+GROSS = 0.2  # diameters of ADD(-S)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -141,6 +144,21 @@ def reliability(confidence: Sequence[float], right: Sequence[bool]) -> dict[str,
     }
 
 
+def limits(confidence: Sequence[float], error: Sequence[float]) -> list[dict[str, Any]]:
+    """By limit of the confidence (N,): how many of the poses it answers, how many of these are right, and how many have
+    an error (N,), in diameters, above GROSS."""
+    p, off = np.asarray(confidence, float), np.asarray(error, float)
+    return [
+        {
+            "limit": limit,
+            "answered": int((p >= limit).sum()),
+            "right": int((off[p >= limit] < 0.1).sum()),
+            "gross": int((off[p >= limit] >= GROSS).sum()),
+        }
+        for limit in LIMITS
+    ]
+
+
 def photographs(folders: Sequence[str]) -> Iterator[tuple[str, Path]]:
     """(name of the folder, picture) of every picture in the folders and below; ValueError for a folder without any."""
     for folder in folders:
@@ -213,6 +231,7 @@ def figures_of(
             f"ADD(-S) < {SANE:g} d": coverage([d for row, d in rows if row.add_or_s < sane]),
         },
         "reliability": reliability([s.confidence for s in posed], [s.correct for s in posed]),
+        "limits": limits([s.confidence for s in posed], [s.add_or_s / s.diameter for s in posed]),
         "poses": len(posed),
         "rows": [
             {
@@ -257,6 +276,15 @@ def table(result: Mapping[str, Any]) -> str:
             f"Expected calibration error {r['ece']:.3f}; Brier score {r['brier']:.3f} (a constant: "
             f"{r['brier_constant']:.3f}); {figures['poses']} poses in {figures['images']} pictures.",
         ]
+    lines += [
+        "",
+        f"| limit of the confidence | answered | right | wrong | ADD(-S) >= {GROSS:g} d |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['limit']:g} | {row['answered']} | {row['right']} | {row['answered'] - row['right']} | {row['gross']} |"
+        for row in figures["limits"]
+    ]
     lines += [
         "",
         "| pictures without the object | pictures | answered `ok` | statuses |",

@@ -18,7 +18,9 @@ from geopose.stages import keypoints_of
 
 Array = NDArray[np.float64]
 WINDOWS: tuple[float | None, ...] = (None, 2.0, 3.0, 6.0)  # heatmap cells
-LEAST_CONFIDENCE = 0.5  # below it a pose is more likely wrong than right
+LEAST_CONFIDENCE = (
+    0.8  # below it a pose is not called good: see "What the limit costs" in docs/uncertainty.md
+)
 BEST_FEATURES = ("locator", "inliers", "precision", "agreement", "fit", "contour", "flow")
 PRIOR: dict[str, Any] = {  # of the confidence, before renders taught it
     "weights": {

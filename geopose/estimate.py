@@ -38,6 +38,7 @@ Array = NDArray[np.float64]
 CANDIDATES = 6
 _LOOKS = 2  # crops of one candidate, the second around what the first found
 _SURE = 0.85  # confidence at which no other crop is looked at
+_PROBABLE = 0.5  # confidence at which no finer picture and no pose that fitted badly is looked at
 _LIKELY = 0.5  # fit after one drawing with which a pose is pursued before other places are looked at
 _PURSUED = 3  # drafts that are compared to the end, at most, once all places have been looked at
 _DOUBTFUL = ("no_consensus", "not_converged")  # a pose that the photograph may confirm
@@ -125,7 +126,7 @@ class PoseEstimator:
         chosen = [c for c in candidates if c.score >= _NEARLY * candidates[0].score]
         if max_instances == 1:
             found = self._best(picture, camera, chosen[:CANDIDATES], clock)
-            if box is None and chosen and chosen[0].score > CLEAR and all(f.status != "ok" for f in found):
+            if box is None and chosen and chosen[0].score > CLEAR and not any(map(_probable, found)):
                 finer = elsewhere(locate(self.nets["locator"], picture, most, thorough=True), chosen)
                 clock.add("locate")
                 found += self._best(picture, camera, finer, clock)
@@ -165,7 +166,7 @@ class PoseEstimator:
                     look = self._closer(draft, self._box(draft, camera))
         waiting.sort(key=lambda d: -d.fit)
         for draft in waiting[:_PURSUED]:
-            if any(f.status == "ok" for f in found):
+            if any(map(_probable, found)):
                 break
             found.append(self._finish(picture, camera, draft))
             clock.add("compare")
@@ -384,6 +385,10 @@ def _light_model(meta: Mapping[str, Any]) -> CadModel:
 
 def _sure(found: PoseEstimate) -> bool:
     return found.status == "ok" and found.confidence >= _SURE
+
+
+def _probable(found: PoseEstimate) -> bool:
+    return found.status in ("ok", *_DOUBTFUL) and found.confidence >= _PROBABLE
 
 
 def _seen(found: PoseEstimate) -> PoseEstimate:

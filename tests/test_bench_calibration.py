@@ -76,6 +76,14 @@ def test_reliability_in_closed_form(script: ModuleType) -> None:
     assert script.reliability([], [])["ece"] is None
 
 
+def test_a_higher_limit_answers_less_and_errs_less(script: ModuleType) -> None:
+    rows = script.limits([0.4, 0.6, 0.7, 0.85, 0.96, 0.99], [9.0, 0.3, 0.15, 0.05, 0.11, 0.01])
+    assert [row["limit"] for row in rows] == [0.5, 0.7, 0.8, 0.9, 0.95]
+    assert [row["answered"] for row in rows] == [5, 4, 3, 2, 2]
+    assert [row["right"] for row in rows] == [2, 2, 2, 1, 1]
+    assert [row["gross"] for row in rows] == [1, 0, 0, 0, 0]
+
+
 def test_an_interval_as_wilson_wrote_it(script: ModuleType) -> None:
     p, n, z = 0.03, 100, 1.959964
     middle, half = (p + z * z / (2 * n)), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))

@@ -56,7 +56,7 @@ def test_poses_are_near_the_truth_and_unsure_ones_say_so(estimator: PoseEstimato
         assert found.pose is not None
         assert rotation_error(found.pose, truth) < np.deg2rad(20)
         assert np.linalg.eigvalsh(found.covariance).min() > 0
-        assert (found.status == "ok") == (found.confidence >= 0.5)
+        assert (found.status == "ok") == (found.confidence >= 0.8)
         if found.status == "ok":
             assert add(found.pose, truth, model.vertices) < 0.4 * model.diameter
             accepted += 1
@@ -82,6 +82,34 @@ def test_one_thread_looks_at_a_picture(estimator: PoseEstimator, monkeypatch: py
     finally:
         torch.set_num_threads(before)
     assert sorted(set(counts)) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("confidence", "good", "looked"), [(0.4, False, 2), (0.7, False, 1), (0.81, True, 1)]
+)
+def test_a_pose_that_is_only_probable_is_not_called_good(
+    estimator: PoseEstimator,
+    scenes: list,
+    monkeypatch: pytest.MonkeyPatch,
+    confidence: float,
+    good: bool,
+    looked: int,
+) -> None:
+    """But nothing better is looked for in a finer picture."""
+    image, camera, _, _ = scenes[0]
+    sides: list[bool] = []
+
+    def counted(net: Any, picture: Any, top: int, thorough: bool = False) -> list[Candidate]:
+        sides.append(thorough)
+        return locate(net, picture, top, thorough)
+
+    monkeypatch.setattr("geopose.estimate.locate", counted)
+    monkeypatch.setattr(estimator, "confident", lambda features, pose: confidence)
+    found = estimator.estimate(image, camera)
+    assert (found.status == "ok") is good
+    assert good or f"confidence {confidence:.2f}" in found.reasons[0]
+    assert found.pose is not None
+    assert len(sides) == looked
 
 
 def test_a_given_box_is_used(estimator: PoseEstimator, scenes: list) -> None:
