@@ -11,18 +11,22 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import trimesh
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from geopose import nets as nets_module
 from geopose._io import atomic_path
+from geopose.cad.model import CadModel, CadWarning
 
 FORMAT_VERSION = 2  # 1 had no bytes
 MAX_BYTES = 12_000_000
@@ -161,6 +165,25 @@ def load_nets(
         net = nets_module.fold_batchnorm(net)
         nets[role] = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return nets, meta
+
+
+def light_model(meta: Mapping[str, Any]) -> CadModel:
+    """The light mesh in a checkpoint's metadata, under the identity of the mesh that it stands for."""
+    mesh = meta["mesh"]
+    colors = mesh.get("colors")
+    geometry = trimesh.Trimesh(
+        mesh["vertices"],
+        mesh["faces"],
+        vertex_colors=None if colors is None else np.round(255 * np.asarray(colors)).astype(np.uint8),
+        process=False,
+    )
+    named = {k: tuple(v) for k, v in (meta.get("named_keypoints") or {}).items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CadWarning)  # said when it was trained
+        model = CadModel.from_trimesh(geometry, meta["name"], named_keypoints=named)
+    model = replace(model, content_hash=str(meta["content_hash"]), unit=str(meta["unit"]))
+    model.__dict__["diameter"] = float(meta["diameter"])  # that of the full mesh
+    return model
 
 
 def build_net(role: str, options: Mapping[str, Any], weights: bool = False) -> nn.Module:

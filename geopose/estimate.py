@@ -4,20 +4,19 @@ none."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import trimesh
 from numpy.typing import NDArray
 from torch import nn
 
 from geopose import checkpoint
 from geopose.align import align, keypoint_term, silhouette
-from geopose.cad.model import CadModel, CadWarning, load_cad
+from geopose.cad.model import CadWarning, load_cad
 from geopose.cad.symmetry import Symmetries
 from geopose.calibrate import BEST_FEATURES, LEAST_CONFIDENCE, confidence_of
 from geopose.compare import Compared, compare
@@ -40,7 +39,7 @@ _LOOKS = 2  # crops of one candidate, the second around what the first found
 _SURE = 0.85  # confidence at which no other crop is looked at
 _PROBABLE = 0.5  # confidence at which no finer picture and no pose that fitted badly is looked at
 _LIKELY = 0.5  # fit after one drawing with which a pose is pursued before other places are looked at
-_PURSUED = 3  # drafts that are compared to the end, at most, once all places have been looked at
+_PURSUED = 2  # places that fit badly after one drawing, at most, that are looked at and drawn again
 _DOUBTFUL = ("no_consensus", "not_converged")  # a pose that the photograph may confirm
 _ABSENT = 0.05  # confidence below which what was looked at is taken for something else
 _NEARLY = 0.5  # of the best candidate's score; others are not looked at
@@ -75,7 +74,7 @@ class PoseEstimator:
         self.nets, self.meta, self.device = dict(nets), dict(meta), device
         self.keypoints = np.asarray(meta["keypoints"], float)
         self.symmetries = Symmetries.from_json(meta["symmetries"])
-        self.model = _light_model(meta)
+        self.model = checkpoint.light_model(meta)
         self.drawn = self.model.simplified(_DRAWN_FACES)
         self.crop_size = int(meta["options"]["crop_size"])
         self.crop_scale = float(meta["options"].get("crop_scale", 1.5))
@@ -143,33 +142,35 @@ class PoseEstimator:
         return [replace(f, reasons=(*f.reasons, *notes), timings=timings) for f in found]
 
     def _best(
-        self, picture: NDArray[np.uint8], camera: Camera, places: list[Candidate], clock: Clock
+        self, picture: NDArray[np.uint8], camera: Camera, places: Sequence[Candidate | None], clock: Clock
     ) -> list[PoseEstimate]:
-        """What the likeliest of the places turn out to be: all are looked at, twice, until one is sure. Those that fit
-        after one drawing, and the best of the rest, are drawn again."""
+        """What the likeliest of the places turn out to be: all are looked at until one is sure. Those that fit after
+        one drawing are looked at twice, and drawn again; the best of the rest, if none of them is probable."""
         found: list[PoseEstimate] = []
         waiting: list[_Draft] = []
-        for place in places:
-            look: Candidate | None = place
-            for _ in range(_LOOKS):
-                if look is None:
-                    break
-                draft = self._draft(picture, camera, look, clock)
-                if draft.fit >= _LIKELY or "refiner" not in self.nets:
+        for looks in (_LOOKS, 1):
+            for look in places:
+                for _ in range(looks):
+                    if look is None:
+                        break
+                    draft = self._draft(picture, camera, look, clock)
+                    if draft.fit < _LIKELY and "refiner" in self.nets:
+                        waiting.append(draft)
+                        break
                     found.append(self._finish(picture, camera, draft))
                     clock.add("compare")
                     if _sure(found[-1]):
                         return found
                     look = self._closer(draft, found[-1].box)
-                else:
-                    waiting.append(draft)
-                    look = self._closer(draft, self._box(draft, camera))
-        waiting.sort(key=lambda d: -d.fit)
-        for draft in waiting[:_PURSUED]:
             if any(map(_probable, found)):
-                break
+                return found
+            waiting.sort(key=lambda d: -d.fit)
+            places = [self._closer(d, self._box(d, camera)) for d in waiting[:_PURSUED]]
+        for draft in waiting[:_PURSUED]:
             found.append(self._finish(picture, camera, draft))
             clock.add("compare")
+            if _probable(found[-1]):
+                break
         return found
 
     def _draft(self, picture: NDArray[np.uint8], camera: Camera, look: Candidate, clock: Clock) -> _Draft:
@@ -362,25 +363,6 @@ def model_of(cad: Any, unit: str | None = None) -> Path:
     raise FileNotFoundError(
         f"no trained model of {str(name)!r}; train one: geopose train {name}{spell} --minutes 30"
     )
-
-
-def _light_model(meta: Mapping[str, Any]) -> CadModel:
-    """The checkpoint's light mesh, under the identity of the mesh that it stands for."""
-    mesh = meta["mesh"]
-    colors = mesh.get("colors")
-    geometry = trimesh.Trimesh(
-        mesh["vertices"],
-        mesh["faces"],
-        vertex_colors=None if colors is None else np.round(255 * np.asarray(colors)).astype(np.uint8),
-        process=False,
-    )
-    named = {k: tuple(v) for k, v in (meta.get("named_keypoints") or {}).items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CadWarning)  # said when it was trained
-        model = CadModel.from_trimesh(geometry, meta["name"], named_keypoints=named)
-    model = replace(model, content_hash=str(meta["content_hash"]), unit=str(meta["unit"]))
-    model.__dict__["diameter"] = float(meta["diameter"])  # that of the full mesh
-    return model
 
 
 def _sure(found: PoseEstimate) -> bool:
