@@ -150,7 +150,7 @@ def test_a_picture_without_the_object_is_refused(estimator: PoseEstimator) -> No
 def test_only_what_fits_is_drawn_again(
     estimator: PoseEstimator, scenes: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where hardly anything looks like the object, places are compared by one drawing each, and two to the end."""
+    """Where hardly anything looks like the object, places are compared by one drawing each, and three to the end."""
     drawings: list[tuple[int, int]] = []
 
     def counted(*args: Any, rounds: int = ROUNDS, begin: int = 0) -> Compared:
@@ -166,7 +166,7 @@ def test_only_what_fits_is_drawn_again(
     found = estimator.estimate(image, camera)
     assert found.status == "ok"
     assert drawings.count((0, 1)) >= 2
-    assert 1 <= drawings.count((1, ROUNDS)) <= 2
+    assert 1 <= drawings.count((1, ROUNDS)) <= 3
     assert drawings == sorted(drawings)
 
 
