@@ -8,6 +8,8 @@ from pathlib import Path
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace
 
+ALIKE = 0.4  # of the other things in training pictures, that have the object's colours
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -121,6 +123,7 @@ class TrainOptions:
             crop_size=self.crop_size,
             crop_scale=self.crop_scale,
             window_size=self.window_size,
+            alike=ALIKE,
             backgrounds=self.backgrounds,
         )
 

@@ -314,3 +314,15 @@ def test_distractors_are_small_closed_indexed_meshes() -> None:
         assert ((colors >= 0) & (colors <= 1)).all()
     first, again = (distractor(np.random.default_rng(9)) for _ in range(2))
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
+
+
+def test_a_distractor_wears_the_paint_it_is_given() -> None:
+    paint = np.array([[0.1, 0.2, 0.3], [0.9, 0.8, 0.1]], np.float32)
+    for seed in range(10):
+        plain, painted = (
+            distractor(np.random.default_rng(seed)),
+            distractor(np.random.default_rng(seed), paint),
+        )
+        np.testing.assert_array_equal(plain[0], painted[0])
+        assert {tuple(row) for row in painted[2]} <= {tuple(row) for row in paint}
+        assert not (plain[2] == painted[2]).all()

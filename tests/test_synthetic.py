@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import trimesh
 
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.symmetry import Symmetries, find_symmetries
-from geopose.data import augment
+from geopose.data import augment, clutter
 from geopose.data.picture import PictureMaker, SyntheticOptions
 from geopose.data.sample import ViewSpace, box_centre_size, look_at, projected_box, turned_to
 from geopose.data.synthetic import PADDING, SyntheticDataset, canonical
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import exp_so3
+from geopose.train_options import TrainOptions
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,26 @@ def test_occluders_take_from_the_mask_and_not_from_the_keypoints(car: CadModel) 
     assert np.min(free) > 0.999
     assert np.mean(hidden) < 0.85
     assert np.min(hidden) > 0.1  # what cannot be seen teaches nothing
+
+
+@pytest.mark.parametrize(("alike", "least", "most"), [(0.0, 0, 0), (0.5, 0.2, 0.8), (1.0, 1, 1)])
+def test_some_other_things_wear_the_colours_of_the_object(
+    car: CadModel, monkeypatch: pytest.MonkeyPatch, alike: float, least: float, most: float
+) -> None:
+    data, paints = dataset(car, "window", clutter=1.0, alike=alike), []
+    make = clutter.distractor
+
+    def watched(generator: np.random.Generator, paint: Any = None) -> Any:
+        paints.append(paint)
+        return make(generator, paint)
+
+    monkeypatch.setattr(clutter, "distractor", watched)
+    for index in range(12):
+        data[index]
+    own = [paint is not None and np.array_equal(paint, data.maker.model.colors) for paint in paints]
+    assert len(own) >= 12
+    assert least <= np.mean(own) <= most
+    assert TrainOptions().pictures().alike > 0
 
 
 def test_truncated_crops_are_padded_as_in_estimation(car: CadModel) -> None:

@@ -312,15 +312,16 @@ def _assemble(
     return vertices / (2 * np.linalg.norm(vertices, axis=-1).max()), faces, part
 
 
-def distractor(generator: np.random.Generator) -> Mesh:
+def distractor(generator: np.random.Generator, paint: NDArray[np.floating] | None = None) -> Mesh:
     """A made-up thing: vertices (V, 3), faces (F, 3) of at most 500, colors (V, 3) RGB in [0, 1].
 
     Its vertices lie within half a unit of the origin; scale it to taste. Parts share no vertices, so their
-    colours meet in sharp edges.
+    colours meet in sharp edges: made-up ones, or of `paint` (N, 3).
     """
     bank = _meshes()
     vertices, faces, part = bank[generator.integers(len(bank))]
     stretched = vertices * np.exp(generator.normal(0, 0.25, 3))
     stretched = stretched / (2 * np.linalg.norm(stretched, axis=-1).max())
-    colors = palette(generator, int(part.max()) + 1)
-    return stretched, faces, np.clip(colors, 0.02, 1.0)[part]
+    count = int(part.max()) + 1
+    colors = palette(generator, count) if paint is None else paint[generator.integers(len(paint), size=count)]
+    return stretched, faces, np.clip(colors, 0.02, 1.0)[part].astype(np.float32)

@@ -40,10 +40,10 @@ class SyntheticOptions:
     window_size: pixels of a locator's window; window_range: object sizes in it; scene_wh: size of whole pictures,
     pixels; scene_range: sizes of the object in them, pixels; scene_fov_deg: their horizontal field of view, degrees;
     empty: share of windows without the object; clutter: probability of other things beside and before the object;
-    occluders: probability of flat shapes before it; truncated: share of crops that reach over the picture's border;
-    gross: share of the refiner's guesses that are altogether wrong; softest: most blur of the sensor's pixels, see
-    `augment.defocus`; backgrounds: a folder of photographs to use instead
-    of the built-in backgrounds; max_faces: the mesh is simplified to this.
+    alike: share of these that have its colours, so that shape must tell them apart; occluders: probability of flat
+    shapes before it; truncated: share of crops that reach over the picture's border; gross: share of the refiner's
+    guesses that are altogether wrong; softest: most blur of the sensor's pixels, see `augment.defocus`; backgrounds: a
+    folder of photographs to use instead of the built-in backgrounds; max_faces: the mesh is simplified to this.
     """
 
     view: ViewSpace = field(default_factory=ViewSpace)
@@ -59,6 +59,7 @@ class SyntheticOptions:
     scene_fov_deg: tuple[float, float] = (35.0, 75.0)
     empty: float = 0.25
     clutter: float = 0.6
+    alike: float = 0.0
     occluders: float = 0.4
     truncated: float = 0.12
     gross: float = 0.06
@@ -197,7 +198,8 @@ class PictureMaker:
         target = where.R @ self.centre + where.t
         vertices, faces, colors, start = [], [], [], 0
         for _ in range(int(generator.integers(1, 5))):
-            v, f, c = clutter.distractor(generator)
+            alike = self.options.alike > 0 and generator.random() < self.options.alike
+            v, f, c = clutter.distractor(generator, self.model.colors if alike else None)
             size = self.diameter * np.exp(generator.uniform(np.log(0.3), np.log(1.6)))
             offset = generator.normal(0, 1, 3) * np.array([0.75, 0.75, 0.6]) * self.diameter
             turn = cv2.Rodrigues(generator.normal(0, 2, 3))[0]
