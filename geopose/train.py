@@ -42,7 +42,7 @@ from geopose.train_state import (
 )
 
 SAVE_EVERY_S = 40.0
-_FINAL_SHARE, _FINAL_MOST_S = 0.04, 180.0
+_FINAL_SHARE, _FINAL_LEAST_S, _FINAL_LEAST_SHARE, _FINAL_MOST_S = 0.04, 60.0, 0.1, 180.0
 _MESH_FACES = 5000
 _ANY_TIME = ("workers", "device", "restart", "quiet")  # options that may change between two sittings
 
@@ -204,7 +204,8 @@ class _Run:
 
     def work(self) -> None:
         total = 60.0 * self.options.minutes
-        training = total - min(_FINAL_SHARE * total, _FINAL_MOST_S)
+        least = min(_FINAL_LEAST_S, _FINAL_LEAST_SHARE * total)  # fewer pictures teach the confidence nothing
+        training = total - min(max(_FINAL_SHARE * total, least), _FINAL_MOST_S)
         locator, refiner = self.options.locator_share, self.options.refiner_share
         plan: dict[str, tuple[str, Callable[..., Any], float]] = {
             "locator": ("window", locator_loss, locator),

@@ -189,10 +189,10 @@ def finish_model(
         most: pictures of the three streams to take at most.
     """
     estimator = PoseEstimator.load(path, str(device))
-    readings = read_renders(estimator.nets["keypoints"], crops, device, most[0], now + 0.25 * seconds)
+    readings = read_renders(estimator.nets["keypoints"], crops, device, most[0], now + 0.2 * seconds)
     calibration, figures = calibrate_keypoints(readings)
     estimator.calibration = calibration
-    taught = learn_confidence(estimator, scenes_to_learn, most[1], now + 0.5 * seconds, PRIOR)
+    taught = learn_confidence(estimator, scenes_to_learn, most[1], now + 0.65 * seconds, PRIOR)
     calibration = estimator.calibration = {**calibration, **taught}
     rows = judge_scenes(estimator, scenes_to_judge, most[2], now + seconds)
     clear = [r for r in rows if r["visib_fract"] >= CLEARLY_VISIBLE]
