@@ -96,6 +96,12 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
     return out
 
 
+def _final_seconds(total: float) -> float:
+    """Of so many seconds, those for calibration and judgement: from a handful of pictures no pose would be believed."""
+    least = min(_FINAL_LEAST_S, _FINAL_LEAST_SHARE * total)
+    return min(max(_FINAL_SHARE * total, least), _FINAL_MOST_S)
+
+
 class _Run:
     """One training, from its state file (or from nothing) to its checkpoint."""
 
@@ -204,8 +210,7 @@ class _Run:
 
     def work(self) -> None:
         total = 60.0 * self.options.minutes
-        least = min(_FINAL_LEAST_S, _FINAL_LEAST_SHARE * total)  # fewer pictures teach the confidence nothing
-        training = total - min(max(_FINAL_SHARE * total, least), _FINAL_MOST_S)
+        training = total - _final_seconds(total)
         locator, refiner = self.options.locator_share, self.options.refiner_share
         plan: dict[str, tuple[str, Callable[..., Any], float]] = {
             "locator": ("window", locator_loss, locator),

@@ -543,6 +543,13 @@ def test_what_is_transferred_is_said_and_can_be_refused(tmp_path: Path) -> None:
         TrainOptions(transfer=True, start="toy.geopose")
 
 
+@pytest.mark.parametrize(
+    ("minutes", "seconds"), [(0.1, 0.6), (5, 30), (10, 60), (25, 60), (60, 144), (600, 180)]
+)
+def test_a_short_training_keeps_a_minute_to_calibrate(minutes: float, seconds: float) -> None:
+    assert sys.modules["geopose.train"]._final_seconds(60 * minutes) == pytest.approx(seconds)
+
+
 def test_the_solver_is_compiled_before_the_minutes_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
