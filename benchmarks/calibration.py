@@ -42,7 +42,7 @@ from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import hat
-from geopose.scores import Score, ScoredObject, mahalanobis2
+from geopose.scores import CORRECT, Score, ScoredObject, mahalanobis2
 from geopose.summary import LEVELS, Evaluation, evaluate_renders
 
 Array = NDArray[np.float64]
@@ -152,7 +152,7 @@ def limits(confidence: Sequence[float], error: Sequence[float]) -> list[dict[str
         {
             "limit": limit,
             "answered": int((p >= limit).sum()),
-            "right": int((off[p >= limit] < 0.1).sum()),
+            "right": int((off[p >= limit] < CORRECT).sum()),
             "gross": int((off[p >= limit] >= GROSS).sum()),
         }
         for limit in LIMITS

@@ -18,9 +18,7 @@ from geopose.stages import keypoints_of
 
 Array = NDArray[np.float64]
 WINDOWS: tuple[float | None, ...] = (None, 2.0, 3.0, 6.0)  # heatmap cells
-LEAST_CONFIDENCE = (
-    0.8  # below it a pose is not called good: see "What the limit costs" in docs/uncertainty.md
-)
+LEAST_CONFIDENCE = 0.8  # below it a pose is not called good; docs/uncertainty.md has what that costs
 BEST_FEATURES = ("locator", "inliers", "precision", "agreement", "fit", "contour", "flow")
 PRIOR: dict[str, Any] = {  # of the confidence, before renders taught it
     "weights": {

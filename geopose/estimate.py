@@ -4,7 +4,7 @@ none."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,36 +142,43 @@ class PoseEstimator:
         return [replace(f, reasons=(*f.reasons, *notes), timings=timings) for f in found]
 
     def _best(
-        self, picture: NDArray[np.uint8], camera: Camera, places: Sequence[Candidate | None], clock: Clock
+        self, picture: NDArray[np.uint8], camera: Camera, places: list[Candidate], clock: Clock
     ) -> list[PoseEstimate]:
         """What the likeliest of the places turn out to be: all are looked at until one is sure. Those that fit after
         one drawing are looked at twice, and drawn again; the best of the rest, if none of them is probable."""
-        found: list[PoseEstimate] = []
-        waiting: list[_Draft] = []
-        for looks in (_LOOKS, 1):
-            for look in places:
-                for _ in range(looks):
-                    if look is None:
-                        break
-                    draft = self._draft(picture, camera, look, clock)
-                    if draft.fit < _LIKELY and "refiner" in self.nets:
-                        waiting.append(draft)
-                        break
-                    found.append(self._finish(picture, camera, draft))
-                    clock.add("compare")
-                    if _sure(found[-1]):
-                        return found
-                    look = self._closer(draft, found[-1].box)
-            if any(map(_probable, found)):
-                return found
-            waiting.sort(key=lambda d: -d.fit)
-            places = [self._closer(d, self._box(d, camera)) for d in waiting[:_PURSUED]]
+        found, waiting = self._looked(picture, camera, places, _LOOKS, clock)
+        if not any(map(_probable, found)):
+            closer = [self._closer(d, self._box(d, camera)) for d in waiting[:_PURSUED]]
+            more, unfit = self._looked(picture, camera, [c for c in closer if c is not None], 1, clock)
+            found, waiting = found + more, sorted(waiting + unfit, key=lambda d: -d.fit)
         for draft in waiting[:_PURSUED]:
+            if any(map(_probable, found)):
+                break
             found.append(self._finish(picture, camera, draft))
             clock.add("compare")
-            if _probable(found[-1]):
-                break
         return found
+
+    def _looked(
+        self, picture: NDArray[np.uint8], camera: Camera, places: list[Candidate], looks: int, clock: Clock
+    ) -> tuple[list[PoseEstimate], list[_Draft]]:
+        """(What fits after one drawing, drawn again, up to the first that is sure; what does not, best first)."""
+        found: list[PoseEstimate] = []
+        waiting: list[_Draft] = []
+        for place in places:
+            look: Candidate | None = place
+            for _ in range(looks):
+                if look is None:
+                    break
+                draft = self._draft(picture, camera, look, clock)
+                if draft.fit < _LIKELY and "refiner" in self.nets:
+                    waiting.append(draft)
+                    break
+                found.append(self._finish(picture, camera, draft))
+                clock.add("compare")
+                if _sure(found[-1]):
+                    return found, waiting
+                look = self._closer(draft, found[-1].box)
+        return found, sorted(waiting, key=lambda d: -d.fit)
 
     def _draft(self, picture: NDArray[np.uint8], camera: Camera, look: Candidate, clock: Clock) -> _Draft:
         """The pose of a crop's keypoints, and what one drawing makes of it."""
