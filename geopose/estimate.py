@@ -238,7 +238,7 @@ class PoseEstimator:
             if aligned.covariance is not None:
                 pose, covariance = aligned.pose, aligned.covariance
         confidence = self.confident(self.features(draft, pose, covariance, camera, seen), pose)
-        believed = confidence >= float(self.calibration.get("least_confidence", LEAST_CONFIDENCE))
+        believed = confidence >= LEAST_CONFIDENCE
         if status == "ok" and not believed:
             status = "no_consensus"
             reasons = (f"the pose does not explain the picture (confidence {confidence:.2f})", *reasons)

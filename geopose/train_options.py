@@ -9,6 +9,7 @@ from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace
 
 ALIKE = 0.4  # of the other things in training pictures, that have the object's colours
+SCATTERED = 5  # most other things far from the object
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class TrainOptions:
             crop_scale=self.crop_scale,
             window_size=self.window_size,
             alike=ALIKE,
+            scattered=SCATTERED,
             backgrounds=self.backgrounds,
         )
 

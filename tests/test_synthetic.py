@@ -122,6 +122,34 @@ def test_some_other_things_wear_the_colours_of_the_object(
     assert TrainOptions().pictures().alike > 0
 
 
+@pytest.mark.parametrize("kind", ["window", "scene"])
+def test_other_things_stand_all_over_wide_pictures(car: CadModel, kind: str) -> None:
+    """And not in crops, of which they would hide too much."""
+
+    def crowded(kind: str, scattered: int) -> np.ndarray:
+        ranges = {"window_range": (20.0, 20.0), "scene_range": (60.0, 60.0), "empty": 1.0}
+        data = dataset(car, kind, clutter=1.0, occluders=0.0, truncated=0.0, scattered=scattered, **ranges)
+        depths, make = [], data.maker.make
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            picture = make(*args, **kwargs)
+            depths.append(picture.depth > 0)
+            return picture
+
+        data.maker.make = watched  # type: ignore[method-assign]
+        for index in range(8):
+            data[index]
+        return np.array(depths)
+
+    few, many = crowded(kind, 0), crowded(kind, 8)
+    assert many.mean() > 2 * few.mean() > 0
+    height, width = many.shape[1] // 2, many.shape[2] // 2
+    quarters = [many[:, y : y + height, x : x + width].mean() for y in (0, height) for x in (0, width)]
+    assert min(quarters) > 0.002  # all over
+    np.testing.assert_array_equal(crowded("crop", 0), crowded("crop", 8))
+    assert TrainOptions().pictures().scattered > 0
+
+
 def test_truncated_crops_are_padded_as_in_estimation(car: CadModel) -> None:
     image = dataset(car, "crop", truncated=1.0)[1]["image"]
     grey = (image == round(255 * PADDING)).all(0)

@@ -40,10 +40,11 @@ class SyntheticOptions:
     window_size: pixels of a locator's window; window_range: object sizes in it; scene_wh: size of whole pictures,
     pixels; scene_range: sizes of the object in them, pixels; scene_fov_deg: their horizontal field of view, degrees;
     empty: share of windows without the object; clutter: probability of other things beside and before the object;
-    alike: share of these that have its colours, so that shape must tell them apart; occluders: probability of flat
-    shapes before it; truncated: share of crops that reach over the picture's border; gross: share of the refiner's
-    guesses that are altogether wrong; softest: most blur of the sensor's pixels, see `augment.defocus`; backgrounds: a
-    folder of photographs to use instead of the built-in backgrounds; max_faces: the mesh is simplified to this.
+    scattered: most of them that stand anywhere in a window or whole picture, not only at the object; alike: share of
+    them that have its colours, so that shape must tell them apart; occluders: probability of flat shapes before it;
+    truncated: share of crops that reach over the picture's border; gross: share of the refiner's guesses that are
+    altogether wrong; softest: most blur of the sensor's pixels, see `augment.defocus`; backgrounds: a folder of
+    photographs to use instead of the built-in backgrounds; max_faces: the mesh is simplified to this.
     """
 
     view: ViewSpace = field(default_factory=ViewSpace)
@@ -59,6 +60,7 @@ class SyntheticOptions:
     scene_fov_deg: tuple[float, float] = (35.0, 75.0)
     empty: float = 0.25
     clutter: float = 0.6
+    scattered: int = 0
     alike: float = 0.0
     occluders: float = 0.4
     truncated: float = 0.12
@@ -110,11 +112,13 @@ class PictureMaker:
         pose: Pose | None,
         where: Pose,
         pixels: float = 1.0,
+        scattered: int = 0,
     ) -> Picture:
         """A Picture by `camera` (no distortion).
 
         pose: the object's cam_from_obj, or None to leave it out. where: the pose around which other things
         stand. pixels: the share of the picture's width and height that the sensor had; the rest was enlarged.
+        scattered: most things anywhere in the picture.
         """
         width, height = camera.size_wh
         up = where.R @ np.array([0.0, 0, 1.0])
@@ -127,7 +131,7 @@ class PictureMaker:
         xyz = np.zeros((height * width, 3), np.float32)
         covered = np.zeros(height * width, np.float32)
         if generator.random() < self.options.clutter:
-            self._add_clutter(generator, camera, where, lighting, light, depth, covered)
+            self._add_clutter(generator, camera, where, scattered, lighting, light, depth, covered)
         if pose is not None:
             seen, nearer, coords = self._add_object(generator, camera, pose, lighting, light, depth, covered)
             full.reshape(-1)[seen.pixel] = True
@@ -189,21 +193,29 @@ class PictureMaker:
         generator: np.random.Generator,
         camera: Camera,
         where: Pose,
+        scattered: int,
         lighting: Lighting,
         light: F32,
         depth: F32,
         covered: F32,
     ) -> None:
-        """Other meshes around the object: some behind, some beside, some before it."""
+        """Other meshes around the object: some behind, some beside, some before it. And up to `scattered` that are as
+        near or far as it, anywhere in the picture."""
         target = where.R @ self.centre + where.t
         vertices, faces, colors, start = [], [], [], 0
-        for _ in range(int(generator.integers(1, 5))):
+        near = int(generator.integers(1, 5))
+        more = int(generator.integers(scattered + 1)) if scattered else 0
+        for number in range(near + more):
             alike = self.options.alike > 0 and generator.random() < self.options.alike
             v, f, c = clutter.distractor(generator, self.model.colors if alike else None)
             size = self.diameter * np.exp(generator.uniform(np.log(0.3), np.log(1.6)))
-            offset = generator.normal(0, 1, 3) * np.array([0.75, 0.75, 0.6]) * self.diameter
+            if number < near:
+                place = target + generator.normal(0, 1, 3) * np.array([0.75, 0.75, 0.6]) * self.diameter
+            else:
+                ray = np.asarray(camera.unproject(generator.uniform(0, camera.size_wh)[None]))[0]
+                place = ray * target[2] * np.exp(generator.uniform(-0.2, 0.4))
             turn = cv2.Rodrigues(generator.normal(0, 2, 3))[0]
-            vertices.append(v * size @ turn.T + target + offset)
+            vertices.append(v * size @ turn.T + place)
             faces.append(f + start)
             colors.append(c)
             start += len(v)

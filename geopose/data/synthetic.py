@@ -190,7 +190,9 @@ class SyntheticDataset(Dataset):
         cx, cy = centre_px - focal * centre
         camera = Camera(focal, focal, cx, cy, (side, side))
         present = generator.random() >= options.empty
-        picture = self.maker.make(generator, camera, pose if present else None, pose)
+        picture = self.maker.make(
+            generator, camera, pose if present else None, pose, scattered=options.scattered
+        )
         seen = float(picture.visible.sum())
         silhouette = max(float(picture.full.sum()), 1.0)
         box = projected_box(self.maker.vertices, pose, camera)
@@ -219,7 +221,7 @@ class SyntheticDataset(Dataset):
         reach = float(camera.fx) * self.maker.diameter
         distance = np.clip(reach / size_px, *(np.array(options.view.distance) * self.maker.diameter))
         pose = Pose(R, ray / np.linalg.norm(ray) * distance - R @ self.maker.centre)
-        picture = self.maker.make(generator, camera, pose, pose)
+        picture = self.maker.make(generator, camera, pose, pose, scattered=options.scattered)
         silhouette = self._whole_silhouette(pose, camera)
         return {
             "image": np.ascontiguousarray(picture.image.transpose(2, 0, 1)),
