@@ -150,6 +150,19 @@ def test_other_things_stand_all_over_wide_pictures(car: CadModel, kind: str) -> 
     assert TrainOptions().pictures().scattered > 0
 
 
+@pytest.mark.parametrize("strongest", [0.4, 1.0, 1.6])
+def test_blur_leaves_things_where_they_are(strongest: float) -> None:
+    """Half a pixel is many standard deviations of the pose of a large object."""
+    y, x = np.mgrid[:96, :128]
+    blob = (
+        np.exp(-((x - 60.3) ** 2 + (y - 46.8) ** 2) / (2 * 6**2)).astype(np.float32)[..., None].repeat(3, 2)
+    )
+    for seed in range(60):
+        blurred = augment.defocus(np.random.default_rng(seed), blob, strongest)[..., 0]
+        assert (x * blurred).sum() / blurred.sum() == pytest.approx(60.3, abs=0.01)
+        assert (y * blurred).sum() / blurred.sum() == pytest.approx(46.8, abs=0.01)
+
+
 def test_truncated_crops_are_padded_as_in_estimation(car: CadModel) -> None:
     image = dataset(car, "crop", truncated=1.0)[1]["image"]
     grey = (image == round(255 * PADDING)).all(0)

@@ -30,13 +30,14 @@ def defocus(generator: np.random.Generator, image: F32, strongest: float = 1.0) 
     """Softness of lens, resampling and motion; `strongest` scales the blur (1 for pictures of 128 pixels)."""
     kind = generator.random()
     if kind < 0.12:  # motion
-        length = max(int(generator.integers(2, 8) * strongest), 2)
+        length = max(int(generator.integers(2, 8) * strongest), 2) | 1
         kernel = np.zeros((length, length), np.float32)
         angle = generator.uniform(0, np.pi)
         middle, reach = 0.5 * (length - 1), 0.5 * (length - 1) * np.array([np.cos(angle), np.sin(angle)])
         ends = np.rint([middle - reach, middle + reach]).astype(int)
         cv2.line(kernel, tuple(map(int, ends[0])), tuple(map(int, ends[1])), 1.0)
-        return cv2.filter2D(image, -1, kernel / max(float(kernel.sum()), 1.0))
+        kernel += kernel[::-1, ::-1]  # else it moves the picture, and the truth would stay behind
+        return cv2.filter2D(image, -1, kernel / float(kernel.sum()))
     if kind < 0.45:  # fewer pixels than this picture has
         height, width = image.shape[:2]
         factor = generator.uniform(1.1, 1 + 1.8 * strongest)
