@@ -30,7 +30,7 @@ from geopose.geometry.refine import Reprojection
 from geopose.image import picture_and_camera
 from geopose.nets.eight import eight_bits, has_fast_bytes
 from geopose.result import PoseEstimate, distinct
-from geopose.stages import CLEAR, Candidate, Clock, Reading, candidate_of, elsewhere, locate, read_crops
+from geopose.stages import Candidate, Clock, Reading, candidate_of, glances, read_crops
 
 Array = NDArray[np.float64]
 
@@ -42,7 +42,6 @@ _LIKELY = 0.5  # fit after one drawing with which a pose is pursued before other
 _PURSUED = 3  # places that fit badly after one drawing, at most, that are looked at and drawn again
 _DOUBTFUL = ("no_consensus", "not_converged")  # a pose that the photograph may confirm
 _ABSENT = 0.05  # confidence below which what was looked at is taken for something else
-_NEARLY = 0.5  # of the best candidate's score; others are not looked at
 _DRAWN_FACES = 2500  # of the mesh that is laid over the picture
 
 
@@ -119,18 +118,16 @@ class PoseEstimator:
         clock = Clock()
         picture, camera, notes = picture_and_camera(img, camera)
         clock.add("read")
-        most = max(CANDIDATES, 2 * max_instances)
-        candidates = locate(self.nets["locator"], picture, most) if box is None else [candidate_of(box)]
-        clock.add("locate")
-        chosen = [c for c in candidates if c.score >= _NEARLY * candidates[0].score]
-        if max_instances == 1:
-            found = self._best(picture, camera, chosen[:CANDIDATES], clock)
-            if box is None and chosen and chosen[0].score > CLEAR and not any(map(_probable, found)):
-                finer = elsewhere(locate(self.nets["locator"], picture, most, thorough=True), chosen)
-                clock.add("locate")
-                found += self._best(picture, camera, finer, clock)
-        else:
-            found = [f for c in chosen for f in self._best(picture, camera, [c], clock)]
+        most, found = max(CANDIDATES, 2 * max_instances), []
+        seen = glances(self.nets["locator"], picture, most) if box is None else [[candidate_of(box)]]
+        for places in seen:
+            clock.add("locate")
+            if max_instances > 1:
+                found = [f for c in places for f in self._best(picture, camera, [c], clock)]
+                break
+            found += self._best(picture, camera, places[:CANDIDATES], clock)
+            if any(map(_probable, found)):
+                break
         timings = clock.timings()
         if not found:
             return [self._nothing(camera, notes, timings)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -26,6 +26,7 @@ Picture = NDArray[Any]  # uint8
 LOCATOR_SIDE = 320  # the longer side of the picture that the locator sees first
 FOUND = 0.25  # least score of a candidate
 CLEAR = 0.5  # score with which a finer picture is not looked at
+NEARLY = 0.5  # of the best candidate's score; others are not looked at
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,45 @@ def candidate_of(box: Any) -> Candidate:
     return Candidate(centre, size, 1.0)
 
 
-def locate(net: nn.Module, picture: Picture, top: int, thorough: bool = False) -> list[Candidate]:
-    """Candidates, best first: coarsely, and again in a finer picture if nothing is `CLEAR`, or if `thorough`."""
-    height, width = picture.shape[:2]
-    found: list[Candidate] = []
-    for side in (LOCATOR_SIDE, 2 * LOCATOR_SIDE):
-        scale = side / max(height, width)
-        if side > LOCATOR_SIDE and scale > 1.5:
-            break
-        found += _peaks(net, picture, scale, top)
-        if not thorough and any(c.score > CLEAR for c in found):
-            break
+def locate(net: nn.Module, picture: Picture, top: int) -> list[Candidate]:
+    """Candidates, best first: in the picture made `LOCATOR_SIDE` large, and where they are not `plain`, finer, too."""
+    coarse = _peaks(net, picture, LOCATOR_SIDE, top)
+    return coarse if plain(coarse) else _closer(net, picture, top, coarse)
+
+
+def glances(net: nn.Module, picture: Picture, top: int) -> Iterator[list[Candidate]]:
+    """Candidates worth a look, best first: the plain one of the coarse picture alone, then all others of a finer one;
+    or at once those of both together that are nearly as good as the best."""
+    coarse = _peaks(net, picture, LOCATOR_SIDE, top)
+    if plain(coarse):
+        yield coarse[:1]
+        yield elsewhere(_closer(net, picture, top, coarse), coarse[:1])
+    else:
+        both = _closer(net, picture, top, coarse)
+        yield [c for c in both if c.score >= NEARLY * both[0].score]
+
+
+def plain(candidates: list[Candidate]) -> bool:
+    """Whether there is one place, and hardly another."""
+    best = candidates[0].score if candidates else 0.0
+    return best > CLEAR and all(c.score < NEARLY * best for c in candidates[1:])
+
+
+def _closer(net: nn.Module, picture: Picture, top: int, coarse: list[Candidate]) -> list[Candidate]:
+    """Places in the picture twice as large, and the `coarse` ones: scores are means of both looks, half its own where
+    one saw nothing. Small pictures have no more to show."""
+    if 2 * LOCATOR_SIDE > 1.5 * max(picture.shape[:2]):
+        return coarse
+    found, left = [], list(coarse)
+    for c in _peaks(net, picture, 2 * LOCATOR_SIDE, top):
+        same = [k for k in left if not elsewhere([k], [c])]
+        if same:
+            left = [k for k in left if k is not same[0]]
+            better = max(c, same[0], key=lambda each: each.score)
+            found.append(replace(better, score=0.5 * (c.score + same[0].score)))
+        else:
+            found.append(replace(c, score=0.5 * c.score))
+    found += [replace(k, score=0.5 * k.score) for k in left]
     return elsewhere(sorted(found, key=lambda c: -c.score), [])[:top]
 
 
@@ -96,8 +125,10 @@ def elsewhere(candidates: list[Candidate], known: list[Candidate]) -> list[Candi
     return kept
 
 
-def _peaks(net: nn.Module, picture: Picture, scale: float, top: int) -> list[Candidate]:
+def _peaks(net: nn.Module, picture: Picture, side: int, top: int) -> list[Candidate]:
+    """What the locator sees in the picture made `side` pixels large, best first."""
     height, width = picture.shape[:2]
+    scale = side / max(height, width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     right, below = -size[0] % 32, -size[1] % 32
@@ -107,7 +138,8 @@ def _peaks(net: nn.Module, picture: Picture, scale: float, top: int) -> list[Can
         centres, sizes, scores = decode(net(_tensor(small[None], net)), top=top)
     ratio = np.array([width / size[0], height / size[1]])
     rows = zip(centres[0].cpu().numpy(), sizes[0].tolist(), scores[0].tolist(), strict=True)
-    return [Candidate((c + 0.5) * ratio - 0.5, s * float(ratio.mean()), p) for c, s, p in rows if p >= FOUND]
+    peaks = [Candidate((c + 0.5) * ratio - 0.5, s * float(ratio.mean()), p) for c, s, p in rows if p >= FOUND]
+    return elsewhere(peaks, [])
 
 
 def _tensor(pictures: Picture, net: nn.Module) -> torch.Tensor:

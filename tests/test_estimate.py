@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import trimesh
 from PIL import Image
 
 from geopose import estimate as estimating
+from geopose import stages
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.symmetry import Symmetries
 from geopose.compare import ROUNDS, Compared, compare
@@ -23,7 +25,7 @@ from geopose.estimate import PoseEstimator, estimate_pose, model_of
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import add, rotation_error
 from geopose.geometry.pose import Pose
-from geopose.stages import Candidate, calibrated, cut_square, locate
+from geopose.stages import Candidate, calibrated, cut_square
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +70,9 @@ def test_poses_are_near_the_truth_and_unsure_ones_say_so(estimator: PoseEstimato
 def test_one_thread_looks_at_a_picture(estimator: PoseEstimator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several wait for one another wherever the cores are busy; `threads` asks for more."""
     counts: list[int] = []
-    old = estimating.locate
+    old = estimating.glances
     monkeypatch.setattr(
-        estimating, "locate", lambda *a, **k: counts.append(torch.get_num_threads()) or old(*a, **k)
+        estimating, "glances", lambda *a, **k: counts.append(torch.get_num_threads()) or old(*a, **k)
     )
     before = torch.get_num_threads()
     try:
@@ -96,20 +98,24 @@ def test_a_pose_that_is_only_probable_is_not_called_good(
     looked: int,
 ) -> None:
     """But nothing better is looked for in a finer picture."""
-    image, camera, _, _ = scenes[0]
-    sides: list[bool] = []
+    image, camera, _, box = scenes[0]
+    turns: list[int] = []
 
-    def counted(net: Any, picture: Any, top: int, thorough: bool = False) -> list[Candidate]:
-        sides.append(thorough)
-        return locate(net, picture, top, thorough)
+    def counted(net: Any, picture: Any, top: int) -> Iterator[list[Candidate]]:
+        for places in [
+            [Candidate(box.reshape(2, 2).mean(0), float(np.ptp(box.reshape(2, 2), 0).max()), 0.9)],
+            [],
+        ]:
+            turns.append(len(places))
+            yield places
 
-    monkeypatch.setattr("geopose.estimate.locate", counted)
+    monkeypatch.setattr("geopose.estimate.glances", counted)
     monkeypatch.setattr(estimator, "confident", lambda features, pose: confidence)
     found = estimator.estimate(image, camera)
     assert (found.status == "ok") is good
     assert good or f"confidence {confidence:.2f}" in found.reasons[0]
     assert found.pose is not None
-    assert len(sides) == looked
+    assert turns == [1, 0][:looked]
 
 
 def test_a_given_box_is_used(estimator: PoseEstimator, scenes: list) -> None:
@@ -175,18 +181,51 @@ def test_a_finer_picture_is_looked_at_where_the_coarse_one_misleads(
 ) -> None:
     """The locator is sure of a place where nothing is; the object is seen at the second glance alone."""
     image, camera, truth, _ = scenes[0]
-    glances: list[bool] = []
+    looks: list[int] = []
+    peaks = stages._peaks
 
-    def misled(net: Any, picture: Any, top: int, thorough: bool = False) -> list[Candidate]:
-        glances.append(thorough)
+    def misled(net: Any, picture: Any, side: int, top: int) -> list[Candidate]:
+        looks.append(side)
         wrong = Candidate(np.array([620.0, 20.0]), 60.0, 0.9)
-        return [wrong, *(locate(net, picture, top, thorough) if thorough else [])]
+        return [wrong] if side == stages.LOCATOR_SIDE else [wrong, *peaks(net, picture, side, top)]
 
-    monkeypatch.setattr("geopose.estimate.locate", misled)
+    monkeypatch.setattr(stages, "_peaks", misled)
     found = estimator.estimate(image, camera)
-    assert glances == [False, True]
+    assert looks == [stages.LOCATOR_SIDE, 2 * stages.LOCATOR_SIDE]
     assert found.status == "ok"
     assert float(add(found.pose, truth, estimator.model.vertices)) < 0.1 * estimator.model.diameter
+
+
+def test_places_are_weighed_by_both_looks_where_one_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place that is plain at once is taken; of several that which the finer picture confirms; it has its own, too."""
+    picture = np.zeros((480, 640, 3), np.uint8)
+
+    def at(x: float, score: float) -> Candidate:
+        return Candidate(np.array([x, 200.0]), 50.0, score)
+
+    def glances(*looks: list[Candidate]) -> tuple[list[list[tuple[float, float]]], int]:
+        waiting = list(looks)
+        monkeypatch.setattr(stages, "_peaks", lambda *_: waiting.pop(0))
+        turns = [
+            [(float(c.centre[0]), c.score) for c in places] for places in stages.glances(None, picture, 6)
+        ]
+        return turns, len(waiting)
+
+    plain, doubtful = [at(100, 0.9), at(300, 0.44)], [at(100, 0.8), at(300, 0.6), at(400, 0.3)]
+    monkeypatch.setattr(
+        stages, "_peaks", lambda net, of, side, top: plain if side == 320 else pytest.fail("not yet")
+    )
+    assert next(stages.glances(None, picture, 6)) == plain[:1]
+    finer = [at(302, 0.9), at(500, 0.5), at(101, 0.3)]
+    assert glances(plain, finer) == ([[(100.0, 0.9)], [(302.0, 0.67), (500.0, 0.25)]], 0)
+    turns, _ = glances(doubtful, finer)
+    assert turns == [
+        [(302.0, 0.75), (100.0, 0.55)]
+    ]  # each where it was seen best; the others are less than half as good
+    assert glances([], []) == ([[]], 0)
+    assert glances([at(100, 0.3)], []) == ([[(100.0, 0.15)]], 0)
+    picture = picture[:300, :400]
+    assert glances(doubtful, finer) == ([[(100.0, 0.8), (300.0, 0.6)]], 1)  # has no more to show
 
 
 def test_pictures_of_other_things_are_not_found(estimator: PoseEstimator) -> None:
