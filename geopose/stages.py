@@ -81,15 +81,17 @@ def locate(net: nn.Module, picture: Picture, top: int) -> list[Candidate]:
 
 
 def glances(net: nn.Module, picture: Picture, top: int) -> Iterator[list[Candidate]]:
-    """Candidates worth a look, best first: the plain one of the coarse picture alone, then all others of a finer one;
-    or at once those of both together that are nearly as good as the best."""
+    """Candidates worth a look, best first, and in a second turn all others: the plain one of the coarse picture, then
+    those of a finer one; or those of both together that are nearly as good as the best, and the rest."""
     coarse = _peaks(net, picture, LOCATOR_SIDE, top)
     if plain(coarse):
         yield coarse[:1]
         yield elsewhere(_closer(net, picture, top, coarse), coarse[:1])
     else:
-        both = _closer(net, picture, top, coarse)
-        yield [c for c in both if c.score >= NEARLY * both[0].score]
+        both = _closer(net, picture, 2 * top, coarse)
+        near = [c for c in both[:top] if c.score >= NEARLY * both[0].score]
+        yield near
+        yield both[len(near) :][:top]
 
 
 def plain(candidates: list[Candidate]) -> bool:

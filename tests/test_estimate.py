@@ -219,13 +219,12 @@ def test_places_are_weighed_by_both_looks_where_one_is_not_enough(monkeypatch: p
     finer = [at(302, 0.9), at(500, 0.5), at(101, 0.3)]
     assert glances(plain, finer) == ([[(100.0, 0.9)], [(302.0, 0.67), (500.0, 0.25)]], 0)
     turns, _ = glances(doubtful, finer)
-    assert turns == [
-        [(302.0, 0.75), (100.0, 0.55)]
-    ]  # each where it was seen best; the others are less than half as good
-    assert glances([], []) == ([[]], 0)
-    assert glances([at(100, 0.3)], []) == ([[(100.0, 0.15)]], 0)
-    picture = picture[:300, :400]
-    assert glances(doubtful, finer) == ([[(100.0, 0.8), (300.0, 0.6)]], 1)  # has no more to show
+    # Each where it was seen best; what is less than half as good as the best, in a turn of its own.
+    assert turns == [[(302.0, 0.75), (100.0, 0.55)], [(500.0, 0.25), (400.0, 0.15)]]
+    assert glances([], []) == ([[], []], 0)
+    assert glances([at(100, 0.3)], []) == ([[(100.0, 0.15)], []], 0)
+    picture = picture[:300, :400]  # has no more to show
+    assert glances(doubtful, finer) == ([[(100.0, 0.8), (300.0, 0.6)], [(400.0, 0.3)]], 1)
 
 
 def test_pictures_of_other_things_are_not_found(estimator: PoseEstimator) -> None:
