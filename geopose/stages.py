@@ -26,7 +26,7 @@ Picture = NDArray[Any]  # uint8
 LOCATOR_SIDE = 320  # the longer side of the picture that the locator sees first
 FOUND = 0.25  # least score of a candidate
 CLEAR = 0.5  # score with which a finer picture is not looked at
-NEARLY = 0.5  # of the best candidate's score; others are not looked at
+NEARLY = 0.5  # of the best candidate's score; others wait for a second turn
 
 
 @dataclass(frozen=True)

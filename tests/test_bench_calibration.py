@@ -102,9 +102,9 @@ def test_every_second_empty_render_is_a_scene_whose_object_was_left_out(
     shown = []
     make = scenes.maker.make
 
-    def watched(generator: Any, camera: Any, pose: Any, where: Any, **more: Any) -> Any:
+    def watched(generator: Any, camera: Any, pose: Any, where: Any) -> Any:
         shown.append((pose, where))
-        return make(generator, camera, pose, where, **more)
+        return make(generator, camera, pose, where)
 
     monkeypatch.setattr(scenes.maker, "make", watched)
     made = list(script.empty_renders(model, scenes, 4, 5))

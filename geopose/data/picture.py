@@ -112,13 +112,11 @@ class PictureMaker:
         pose: Pose | None,
         where: Pose,
         pixels: float = 1.0,
-        scattered: int = 0,
     ) -> Picture:
         """A Picture by `camera` (no distortion).
 
         pose: the object's cam_from_obj, or None to leave it out. where: the pose around which other things
         stand. pixels: the share of the picture's width and height that the sensor had; the rest was enlarged.
-        scattered: most things anywhere in the picture.
         """
         width, height = camera.size_wh
         up = where.R @ np.array([0.0, 0, 1.0])
@@ -131,7 +129,7 @@ class PictureMaker:
         xyz = np.zeros((height * width, 3), np.float32)
         covered = np.zeros(height * width, np.float32)
         if generator.random() < self.options.clutter:
-            self._add_clutter(generator, camera, where, scattered, lighting, light, depth, covered)
+            self._add_clutter(generator, camera, where, lighting, light, depth, covered)
         if pose is not None:
             seen, nearer, coords = self._add_object(generator, camera, pose, lighting, light, depth, covered)
             full.reshape(-1)[seen.pixel] = True
@@ -193,19 +191,17 @@ class PictureMaker:
         generator: np.random.Generator,
         camera: Camera,
         where: Pose,
-        scattered: int,
         lighting: Lighting,
         light: F32,
         depth: F32,
         covered: F32,
     ) -> None:
-        """Other meshes around the object: some behind, some beside, some before it. And up to `scattered` that are as
+        """Other meshes around the object: some behind, some beside, some before it. And those that are scattered: as
         near or far as it, anywhere in the picture."""
         target = where.R @ self.centre + where.t
         vertices, faces, colors, start = [], [], [], 0
         near = int(generator.integers(1, 5))
-        more = int(generator.integers(scattered + 1)) if scattered else 0
-        for number in range(near + more):
+        for number in range(near + int(generator.integers(self.options.scattered + 1))):
             alike = self.options.alike > 0 and generator.random() < self.options.alike
             v, f, c = clutter.distractor(generator, self.model.colors if alike else None)
             size = self.diameter * np.exp(generator.uniform(np.log(0.3), np.log(1.6)))

@@ -47,7 +47,8 @@ class SyntheticDataset(Dataset):
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-        self.maker = PictureMaker(model, options)
+        wide = kind in ("window", "scene")  # in the others scattered things would hide the object
+        self.maker = PictureMaker(model, options if wide else replace(options, scattered=0))
         self.keypoints = np.asarray(keypoints, float)
         self.symmetries = symmetries
         self.options, self.seed, self.kind, self.length = options, seed, kind, length
@@ -190,9 +191,7 @@ class SyntheticDataset(Dataset):
         cx, cy = centre_px - focal * centre
         camera = Camera(focal, focal, cx, cy, (side, side))
         present = generator.random() >= options.empty
-        picture = self.maker.make(
-            generator, camera, pose if present else None, pose, scattered=options.scattered
-        )
+        picture = self.maker.make(generator, camera, pose if present else None, pose)
         seen = float(picture.visible.sum())
         silhouette = max(float(picture.full.sum()), 1.0)
         box = projected_box(self.maker.vertices, pose, camera)
@@ -221,7 +220,7 @@ class SyntheticDataset(Dataset):
         reach = float(camera.fx) * self.maker.diameter
         distance = np.clip(reach / size_px, *(np.array(options.view.distance) * self.maker.diameter))
         pose = Pose(R, ray / np.linalg.norm(ray) * distance - R @ self.maker.centre)
-        picture = self.maker.make(generator, camera, pose, pose, scattered=options.scattered)
+        picture = self.maker.make(generator, camera, pose, pose)
         silhouette = self._whole_silhouette(pose, camera)
         return {
             "image": np.ascontiguousarray(picture.image.transpose(2, 0, 1)),
