@@ -28,7 +28,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import binomtest, chi2
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 from geopose._io import atomic_path
@@ -40,13 +40,14 @@ from geopose.data.sample import ViewSpace
 from geopose.data.synthetic import SyntheticDataset
 from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
+from geopose.geometry.metrics import share_inside
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import hat
 from geopose.scores import CORRECT, Score, ScoredObject, mahalanobis2
 from geopose.summary import LEVELS, Evaluation, evaluate_renders
 
 Array = NDArray[np.float64]
-PARTS = {"whole": 6, "position": 3, "rotation": 3}  # degrees of freedom
+PARTS = {"whole": 6, "position": 3, "rotation": 3}  # numbers
 SANE = 0.3  # diameters of ADD(-S)
 BINS = 10
 LIMITS = (0.5, 0.7, 0.8, 0.9, 0.95)  # of the confidence
@@ -74,8 +75,9 @@ class Watched:
         return self.answers[-1]
 
 
-def distances(answer: Any, truth: Pose, target: ScoredObject, middle: Array) -> dict[str, float]:
-    """Squared Mahalanobis distances of the truth by part, see PARTS; NaN without a pose or with a broken covariance.
+def how_far_out(answer: Any, truth: Pose, target: ScoredObject, middle: Array) -> dict[str, float]:
+    """How far out the truth lies, by part (see PARTS): `share_inside` of the estimate's distribution; NaN without a
+    pose or with a broken covariance.
 
     Of several symmetric truths that counts which is nearest as a whole. `middle` (3,): the place of the object whose
     position is meant, object frame.
@@ -92,11 +94,13 @@ def distances(answer: Any, truth: Pose, target: ScoredObject, middle: Array) -> 
     moves = np.hstack([np.eye(3), -hat(at)])  # (rho, phi) moves the point by rho + phi x point
     off = same.apply(middle[None])[0] - at
     turn = np.asarray((same @ pose.inverse()).log())[3:]
-    return {
-        "whole": float(np.nanmin(whole)),
-        "position": float(off @ np.linalg.solve(moves @ cov @ moves.T, off)),
-        "rotation": float(turn @ np.linalg.solve(cov[3:, 3:], turn)),
+    squared = {
+        "whole": np.nanmin(whole),
+        "position": off @ np.linalg.solve(moves @ cov @ moves.T, off),
+        "rotation": turn @ np.linalg.solve(cov[3:, 3:], turn),
     }
+    dof = answer.covariance_dof
+    return {part: float(share_inside(squared[part], dof, count)) for part, count in PARTS.items()}
 
 
 def share(hits: int, of: int) -> dict[str, Any]:
@@ -108,12 +112,12 @@ def share(hits: int, of: int) -> dict[str, Any]:
 
 
 def coverage(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """By part and level ("0.9"): the share of the distances inside the region of that probability."""
+    """By part and level ("0.9"): the share of the truths inside the region of that probability."""
     found = {}
-    for part, freedom in PARTS.items():
-        d2 = np.array([row[part] for row in rows if np.isfinite(row[part])])
-        inside = {f"{p:g}": int((d2 <= chi2.ppf(p, freedom)).sum()) for p in LEVELS}
-        found[part] = {level: share(hits, len(d2)) for level, hits in inside.items()}
+    for part in PARTS:
+        out = np.array([row[part] for row in rows if np.isfinite(row[part])])
+        inside = {f"{p:g}": int((out <= p).sum()) for p in LEVELS}
+        found[part] = {level: share(hits, len(out)) for level, hits in inside.items()}
     return found
 
 
@@ -215,7 +219,7 @@ def figures_of(
 ) -> dict[str, Any]:
     """Coverage and reliability of an evaluation whose answers and truths were watched."""
     rows: list[tuple[Score, dict[str, float]]] = [
-        (row, distances(answer, truth, target, middle))
+        (row, how_far_out(answer, truth, target, middle))
         for row, answer, truth in zip(evaluation.scores, watched.answers, watched.truths, strict=True)
     ]
     posed = [
@@ -236,7 +240,7 @@ def figures_of(
         "rows": [
             {
                 "index": row.im_id, "status": row.status, "confidence": row.confidence, "visib_fract": row.visib_fract,
-                "add_diameters": row.add_or_s / row.diameter, "distances": d,
+                "add_diameters": row.add_or_s / row.diameter, "how_far_out": d,
             }
             for row, d in rows
         ],

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import chdtri
 from torch import Tensor, nn
 
 from geopose.stages import keypoints_of
@@ -172,10 +171,25 @@ def fit_confidence(
     return {"weights": dict(zip(names, best[:-1].tolist(), strict=True)), "bias": float(best[-1])}
 
 
-def covariance_scale(distances: Sequence[float], share: float = 0.9, few: int = 20) -> float:
-    """The factor >= 1 on covariances that puts `share` of these squared Mahalanobis distances (6 degrees of freedom)
-    inside the region of that probability; 1 for fewer than `few` of them."""
-    known = [d for d in distances if np.isfinite(d)]
-    if len(known) < few:
-        return 1.0
-    return max(1.0, float(np.quantile(known, share) / chdtri(6, 1 - share)))
+def fit_tails(distances: Sequence[float]) -> dict[str, float]:
+    """{"pose_scale", "pose_dof"}: the factor on covariances and the degrees of freedom that make them those of a
+    Student t, from squared Mahalanobis distances (6 numbers) of true poses; those that are not finite do not count.
+
+    Notes:
+        Maximum a posteriori; distances over six have the F distribution with (6, dof) degrees of freedom (see
+        `geometry.metrics.share_inside`). The prior, a unit normal in the logarithms of scale and of dof - 3, speaks of
+        four degrees of freedom, as the keypoints have, and of networks that know their own scale; at 3 the covariance
+        still exists.
+    """
+    from scipy.stats import f as f_distribution  # takes half a second to import
+
+    known = np.array([d for d in distances if np.isfinite(d)]) / 6
+
+    def cost(at: Array) -> float:
+        scale, dof = np.exp(at[0]), 3 + np.exp(at[1])
+        likelihood = f_distribution.logpdf(known / scale, 6, dof) - at[0]
+        return float(0.5 * at @ at - likelihood.sum())
+
+    log_scale, log_more = minimize(cost, np.zeros(2), method="Nelder-Mead").x
+    dof = 3 + float(np.exp(log_more))
+    return {"pose_scale": float(np.exp(log_scale)) * dof / (dof - 2), "pose_dof": dof}

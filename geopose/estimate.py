@@ -242,7 +242,10 @@ class PoseEstimator:
         elif status in _DOUBTFUL and "refiner" in self.nets and believed:
             status, reasons = "ok", ()  # the keypoints disagreed, the photograph does not
         if covariance is not None:
-            covariance = covariance * float(self.calibration.get("pose_scale", 1.0))
+            scale = float(
+                self.calibration.get("pose_scale", 1.0)
+            )  # what a guessed focal length adds is not too large
+            covariance = covariance * (scale if float(camera.focal_rel_std) == 0 else max(scale, 1.0))
         keypoints = {
             "points_px": reading.points_px,
             "cov_px": reading.cov_px,
@@ -253,6 +256,7 @@ class PoseEstimator:
         return PoseEstimate(
             pose, covariance, status, reasons,
             confidence if pose is not None else 0.0, keypoints, box, tuple(result.alternatives), {}, camera, self.model,
+            float(self.calibration.get("pose_dof", np.inf)),
         )  # fmt: skip
 
     def confident(self, features: Mapping[str, float], pose: Pose | None) -> float:

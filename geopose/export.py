@@ -116,6 +116,7 @@ def description(meta: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
             "scale": calibration.get("scale", 1.0),
             "floor_px": calibration.get("floor_px", 0.3),
             "pose_scale": calibration.get("pose_scale", 1.0),
+            "pose_dof": calibration.get("pose_dof"),
         },
         "refiner": {
             "stride_px": 4,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from geopose import checkpoint
 from geopose.cad.model import CadModel
 from geopose.geometry.camera import Camera
+from geopose.geometry.metrics import region_radius2
 from geopose.geometry.pnp import Alternative
 from geopose.geometry.pose import Pose
 from geopose.image import load_image
@@ -24,7 +25,8 @@ FORMAT = "geopose/pose_estimate/1"  # of the JSON; described by pose_estimate.sc
 class PoseEstimate:
     """A pose in a photograph, how sure it is, and everything needed to see why.
 
-    pose: cam_from_obj, metres, or None; covariance: (6, 6) of (rho, phi), metres and radians, or None;
+    pose: cam_from_obj, metres, or None; covariance: (6, 6) of (rho, phi), metres and radians, or None; covariance_dof:
+    degrees of freedom of the Student t that it is of, infinite for a Gaussian;
     status: "ok" or why not (see `solve_pnp`; "not_found" when nothing looks like it); reasons: in words;
     confidence: in [0, 1], the probability that the pose is right; keypoints: dict of points_px (K, 2), cov_px
     (K, 2, 2), inliers (K,), points_obj (K, 3), or empty; box: (4,) x0, y0, x1, y1 image pixels of the whole
@@ -43,6 +45,14 @@ class PoseEstimate:
     timings: dict[str, float]
     camera: Camera
     model: CadModel
+    covariance_dof: float = np.inf
+
+    def region(self, share: float) -> float:
+        """The squared Mahalanobis distance under `covariance` inside of which the true pose lies with probability
+        `share` in (0, 1), by the renders that taught it."""
+        if not 0 < share < 1:
+            raise ValueError(f"share: expected a probability between 0 and 1, got {share}")
+        return region_radius2(share, self.covariance_dof)
 
     def overlay(self, img: Any) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB: the photograph with the object's outline, keypoints and axes drawn on it."""
@@ -70,6 +80,7 @@ class PoseEstimate:
             "confidence": self.confidence,
             "cam_from_obj": pose,
             "covariance_rho_m_phi_rad": self.covariance,
+            "covariance_dof": self.covariance_dof,
             "box_px": self.box,
             "keypoints": self.keypoints,
             "alternatives": [{"matrix_m": np.asarray(a.pose.matrix), "weight": a.weight} for a in self.alternatives],

@@ -67,6 +67,7 @@ def _from_json(value: Mapping[str, Any], model: CadModel) -> PoseEstimate:
         keypoints = {name: _numbers(value["keypoints"][name], name, shape) for name, shape in shapes.items()}
         keypoints["inliers"] = _numbers(value["keypoints"]["inliers"], "inliers", (count,)).astype(bool)
     nowhere = np.full((6, 6), np.nan)
+    dof = value.get("covariance_dof")
     return PoseEstimate(
         pose=None if pose is None else _pose(pose["matrix_m"]),
         covariance=None if covariance is None else _numbers(covariance, "covariance_rho_m_phi_rad", (6, 6)),
@@ -82,6 +83,7 @@ def _from_json(value: Mapping[str, Any], model: CadModel) -> PoseEstimate:
         timings={str(stage): float(seconds) for stage, seconds in value["timings_s"].items()},
         camera=camera,
         model=model,
+        covariance_dof=np.inf if dof is None else float(dof),
     )
 
 

@@ -57,8 +57,8 @@ class Score:
         add_or_s: ADD-S for an object with symmetries, ADD for one without.
         mssd_hits, mspd_hits: share of BOP's ten thresholds that are met, matched anew at each as BOP does.
         box_iou: overlap of the boxes of the estimated and of the true pose.
-        mahalanobis2: squared distance from the truth in the estimated covariance (6 degrees of freedom); NaN
-            without one.
+        mahalanobis2: squared distance from the truth in the estimated covariance; inside: probability of the smallest
+            region that holds the truth (`metrics.share_inside`); NaN without a covariance.
         failure: "" for a right pose (ADD(-S) below a tenth of the diameter), else one of FAILURES.
     """
 
@@ -81,6 +81,7 @@ class Score:
     translation: float
     box_iou: float
     mahalanobis2: float
+    inside: float
     failure: str
     seconds: float = float("nan")
 
@@ -163,7 +164,8 @@ def _errors(estimate: Any, truth: Truth, target: ScoredObject) -> dict[str, Any]
     pose = _pose_of(estimate)
     status = "none" if estimate is None else str(estimate.status)
     row: dict[str, Any] = {"status": status, "diameter": target.diameter, "box_iou": 0.0}
-    row |= {"confidence": 0.0 if estimate is None else float(estimate.confidence), "mahalanobis2": np.nan}
+    row |= {"confidence": 0.0 if estimate is None else float(estimate.confidence)}
+    row |= {"mahalanobis2": np.nan, "inside": np.nan}
     if pose is None:
         return row | dict.fromkeys(("add", "add_s", "add_or_s", "rotation_deg", "translation"), np.inf)
     row["add"] = float(metrics.add(pose, truth.pose, target.points))
@@ -175,6 +177,8 @@ def _errors(estimate: Any, truth: Truth, target: ScoredObject) -> dict[str, Any]
     row["box_iou"] = box_iou(*boxes)
     if estimate.covariance is not None:
         row["mahalanobis2"] = mahalanobis2(pose, truth.pose, estimate.covariance, target.symmetries)
+        dof = float(getattr(estimate, "covariance_dof", np.inf))
+        row["inside"] = float(metrics.share_inside(row["mahalanobis2"], dof))
     return row
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import chi2
 
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
@@ -31,7 +30,7 @@ class Summary:
         false_accept: share of the "ok" ones that are wrong; false_refuse: share of the right ones not "ok".
         ar_mssd, ar_mspd: BOP's average recalls; `ar`: their mean (BOP's own has VSD too, which needs depth).
         rotation_deg_median, translation_median: of the "ok" ones, degrees and metres.
-        coverage: share of "ok" estimates whose truth is in the 50, 90, 99 % region of their covariance.
+        coverage: share of "ok" estimates whose truth is in the 50, 90, 99 % region of their distribution.
     """
 
     name: str
@@ -57,7 +56,7 @@ def summarise(scores: Sequence[Score], name: str = "all") -> Summary:
     """The Summary of a group of scores."""
     ok = [s for s in scores if s.status == "ok"]
     right = [s for s in scores if s.correct]
-    d2 = np.array([s.mahalanobis2 for s in ok if np.isfinite(s.mahalanobis2)])
+    inside = np.array([s.inside for s in ok if np.isfinite(s.inside)])
     failures = Counter(s.failure for s in scores if s.failure)
     mssd, mspd = _mean([s.mssd_hits for s in scores]), _mean([s.mspd_hits for s in scores])
     return Summary(
@@ -74,8 +73,8 @@ def summarise(scores: Sequence[Score], name: str = "all") -> Summary:
         ar=(mssd + mspd) / 2,
         rotation_deg_median=_median([s.rotation_deg for s in ok]),
         translation_median=_median([s.translation for s in ok]),
-        coverage={f"{p:g}": _mean(d2 <= chi2.ppf(p, 6)) for p in LEVELS},
-        coverage_count=len(d2),
+        coverage={f"{p:g}": _mean(inside <= p) for p in LEVELS},
+        coverage_count=len(inside),
         statuses=dict(Counter(s.status for s in scores).most_common()),
         failures={f: failures.get(f, 0) for f in FAILURES},
     )

@@ -188,5 +188,5 @@ class Tracker:
         box = projected_box(self.estimator.model.vertices, motion.pose, found.camera)
         return replace(
             found, pose=motion.pose, covariance=covariance + np.outer(toward, toward), status=status,
-            reasons=reasons, confidence=confidence, box=box,
+            reasons=reasons, confidence=confidence, box=box, covariance_dof=np.inf,
         )  # fmt: skip

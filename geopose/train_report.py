@@ -18,8 +18,8 @@ from geopose.calibrate import (
     BEST_FEATURES,
     PRIOR,
     calibrate_keypoints,
-    covariance_scale,
     fit_confidence,
+    fit_tails,
     read_renders,
 )
 from geopose.checkpoint import jsonable
@@ -130,9 +130,9 @@ def learn_confidence(
     prior: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What poses in fresh scenes teach: "confidence", the logistic function fitted to all poses considered, right being
-    ADD < 0.1 d; "pose_scale", the factor with which covariances of the poses answered hold nine truths in ten.
+    ADD < 0.1 d; "pose_scale" and "pose_dof", what makes their covariances those of a Student t, see `fit_tails`.
 
-    Poses worse than 0.3 d do not enter the factor: they are the wrong mode, which no covariance describes.
+    Poses worse than 0.3 d do not enter the latter: they are the wrong mode, which no covariance describes.
     """
     seen: list[tuple[dict[str, float], Pose | None]] = []
     confident = estimator.confident
@@ -166,7 +166,7 @@ def learn_confidence(
     confidence = fit_confidence(
         [r[0] for r in rows], [r[1] for r in rows], {"weights": weights, "bias": prior["bias"]}
     )
-    return {"confidence": confidence, "pose_scale": covariance_scale(distances)}
+    return {"confidence": confidence, **fit_tails(distances)}
 
 
 def finish_model(

@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtri
 
 from geopose.geometry.camera import Camera
+from geopose.geometry.metrics import region_radius2
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import hat
 from geopose.image import load_image
@@ -59,7 +59,7 @@ def build_scene(server: Any, estimate: PoseEstimate, img: Any = None) -> dict[st
     if estimate.keypoints:
         out |= _sight(scene, estimate, pose, depth)
     if pose is not None and estimate.covariance is not None:
-        axes, directions = ellipsoid(estimate.covariance, at)
+        axes, directions = ellipsoid(estimate.covariance, at, estimate.covariance_dof)
         out["/doubt"] = scene.add_icosphere(
             "/doubt", 1.0, YELLOW, scale=tuple(map(float, axes)), opacity=0.5, **_at(Pose(directions, at))
         )
@@ -73,7 +73,9 @@ def build_scene(server: Any, estimate: PoseEstimate, img: Any = None) -> dict[st
     return out
 
 
-def ellipsoid(covariance: Array, point: Array, share: float = SHARE) -> tuple[Array, Array]:
+def ellipsoid(
+    covariance: Array, point: Array, dof: float = np.inf, share: float = SHARE
+) -> tuple[Array, Array]:
     """(half axes (3,), metres; their directions as the columns of a rotation (3, 3)) of the region that holds a point
     of the object, given where it is (3,) in the camera's frame, in `share` of all cases.
 
@@ -84,7 +86,7 @@ def ellipsoid(covariance: Array, point: Array, share: float = SHARE) -> tuple[Ar
     values, vectors = np.linalg.eigh(J @ covariance @ J.T)
     if np.linalg.det(vectors) < 0:
         vectors[:, 0] *= -1
-    return np.sqrt(np.maximum(values, 0) * chdtri(3, 1 - share)), vectors
+    return np.sqrt(np.maximum(values, 0) * region_radius2(share, dof, 3)), vectors
 
 
 def straightened(picture: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
@@ -218,7 +220,7 @@ def _said(estimate: PoseEstimate, at: Array) -> list[str]:
         out.append("centre at x {:.4g}, y {:.4g}, z {:.4g} m: right, down, forward".format(*at))
         out.append("the object's axes: x red, y green, z blue")
     if estimate.pose is not None and estimate.covariance is not None:
-        axes = " x ".join(f"{a:.2g}" for a in ellipsoid(estimate.covariance, at)[0])
+        axes = " x ".join(f"{a:.2g}" for a in ellipsoid(estimate.covariance, at, estimate.covariance_dof)[0])
         colours.append((YELLOW, f"holds the centre {100 * SHARE:.0f} times in 100: half axes {axes} m"))
     if estimate.alternatives:
         colours.append((BLUE, "other poses that the keypoints allow"))

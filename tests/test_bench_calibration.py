@@ -23,6 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 HALF_TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
+def gaussian(pose: Pose | None, covariance: Any) -> SimpleNamespace:
+    return SimpleNamespace(pose=pose, covariance=covariance, covariance_dof=np.inf)
+
+
 @pytest.fixture(scope="module", name="script")
 def loaded() -> ModuleType:
     return load_script("benchmarks", "calibration.py")
@@ -37,19 +41,19 @@ def test_errors_drawn_from_the_covariance_are_covered_as_they_should_be(
     spread = rng.standard_normal((6, 6)) * [[0.004], [0.004], [0.01], [0.02], [0.02], [0.01]]
     cov = spread @ spread.T
     middle = np.array([0.03, 0.01, -0.02])
-    rows = []
+    rows, half = [], []
     for i, xi in enumerate(rng.multivariate_normal(np.zeros(6), cov, 1000)):
         truth = Pose.exp(xi) @ pose @ Pose.from_matrix(target.symmetries[i % 2])
-        rows.append(script.distances(SimpleNamespace(pose=pose, covariance=cov), truth, target, middle))
+        rows.append(script.how_far_out(gaussian(pose, cov), truth, target, middle))
+        half.append(script.how_far_out(gaussian(pose, cov / 2), truth, target, middle))
     covered = script.coverage(rows)
     for part in ("whole", "position", "rotation"):
         for level in (0.5, 0.9, 0.99):
             found = covered[part][f"{level:g}"]
             assert found["of"] == 1000
             assert found["share"] == pytest.approx(level, abs=3.5 * np.sqrt(level * (1 - level) / 1000))
-    assert np.mean([r["whole"] for r in rows]) == pytest.approx(6, rel=0.08)
-    twice = [{part: 2 * d for part, d in row.items()} for row in rows]  # half the covariance
-    assert script.coverage(twice)["whole"]["0.9"]["share"] == pytest.approx(
+    assert np.mean([r["whole"] for r in rows]) == pytest.approx(0.5, abs=0.04)
+    assert script.coverage(half)["whole"]["0.9"]["share"] == pytest.approx(
         chi2.cdf(chi2.ppf(0.9, 6) / 2, 6), abs=0.05
     )
 
@@ -58,9 +62,7 @@ def test_a_missing_pose_or_covariance_is_not_counted(script: ModuleType) -> None
     target = ScoredObject(np.eye(3), 1.0)
     pose = Pose.from_rvec_tvec(np.zeros(3), np.array([0, 0, 1.0]))
     cases = [(None, None), (pose, None), (pose, np.full((6, 6), np.nan)), (pose, np.zeros((6, 6)))]
-    rows = [
-        script.distances(SimpleNamespace(pose=p, covariance=c), pose, target, np.zeros(3)) for p, c in cases
-    ]
+    rows = [script.how_far_out(gaussian(p, c), pose, target, np.zeros(3)) for p, c in cases]
     assert all(np.isnan(d) for row in rows for d in row.values())
     found = script.coverage(rows)["whole"]["0.9"]
     assert (found["of"], found["share"]) == (0, None)

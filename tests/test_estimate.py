@@ -137,6 +137,10 @@ def test_the_answer_is_repeatable_and_goes_to_json(estimator: PoseEstimator, sce
     assert value["status"] == one.status
     np.testing.assert_allclose(value["cam_from_obj"]["matrix_m"], one.pose.matrix)
     assert np.shape(value["covariance_rho_m_phi_rad"]) == (6, 6)
+    assert value["covariance_dof"] == estimator.calibration.get("pose_dof")
+    assert 0 < one.region(0.5) < one.region(0.9) < one.region(0.99)
+    with pytest.raises(ValueError, match="share: expected a probability between 0 and 1, got 90"):
+        one.region(90)
     drawn = one.overlay(image)
     assert drawn.shape == image.shape
     assert (drawn != image).any()

@@ -8,6 +8,7 @@ import torch
 from helpers import random_poses, toy_points
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
+from scipy.stats import chi2, multivariate_t
 
 from geopose.geometry import metrics
 from geopose.geometry.camera import Camera
@@ -232,3 +233,29 @@ def test_recalls_and_thresholds():
     np.testing.assert_allclose(share, [0.2] + [0.4] * 9)  # strictly below
     with pytest.raises(ValueError, match="errors"):
         metrics.recalls(np.array([]), [1.0])
+
+
+@pytest.mark.parametrize("dimension", [3, 6])
+def test_regions_of_a_student_t_hold_their_share_of_scipys(dimension: int, rng: np.random.Generator) -> None:
+    root = rng.normal(size=(dimension, dimension))
+    covariance = root @ root.T
+    for dof in (2.5, 4.0, 30.0):
+        drawn = multivariate_t(shape=covariance * (dof - 2) / dof, df=dof, seed=rng).rvs(20_000)
+        distance2 = (drawn * np.linalg.solve(covariance, drawn.T).T).sum(1)
+        for share in (0.5, 0.9, 0.99):
+            radius2 = metrics.region_radius2(share, dof, dimension)
+            assert (distance2 < radius2).mean() == pytest.approx(
+                share, abs=4 * np.sqrt(share * (1 - share) / 20_000)
+            )
+            assert metrics.share_inside(radius2, dof, dimension) == pytest.approx(share)
+
+
+def test_regions_of_a_gaussian_are_those_of_chi_square() -> None:
+    for share in (0.5, 0.9, 0.99):
+        assert metrics.region_radius2(share) == pytest.approx(chi2.ppf(share, 6))
+        assert metrics.share_inside(chi2.ppf(share, 3), dimension=3) == pytest.approx(share)
+        assert metrics.region_radius2(share, 1e7) == pytest.approx(chi2.ppf(share, 6), rel=1e-4)
+    assert np.isnan(metrics.share_inside(np.nan))
+    assert np.isnan(metrics.share_inside(np.nan, 4.0))
+    with pytest.raises(ValueError, match="dof: expected more than 2"):
+        metrics.region_radius2(0.9, 2.0)

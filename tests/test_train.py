@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from geopose import calibrate, checkpoint, distributed, fit, train_report, train_state
 from geopose.cad.model import CadModel
 from geopose.checkpoint import find_model, load_model, load_nets
+from geopose.geometry.metrics import share_inside
 from geopose.nets import build_keypoint_net
 from geopose.train import TrainOptions, train
 
@@ -321,13 +322,25 @@ def test_confidence_tells_right_from_wrong_and_is_calibrated() -> None:
     assert nothing["weights"] == pytest.approx(prior["weights"])
 
 
-def test_covariances_are_widened_until_nine_truths_in_ten_lie_inside() -> None:
+def test_the_tails_of_errors_are_found_again() -> None:
+    """Student t errors whose covariance is 0.7 times the one that was given: the factor, the degrees, and coverage."""
     rng = np.random.default_rng(0)
-    honest = (rng.normal(size=(4000, 6)) ** 2).sum(1)
-    assert calibrate.covariance_scale(4.0 * honest) == pytest.approx(4.0, rel=0.05)
-    assert calibrate.covariance_scale(0.2 * honest) == 1.0
-    assert calibrate.covariance_scale(4.0 * honest[:19]) == 1.0
-    assert calibrate.covariance_scale([*(4.0 * honest), float("nan")]) == pytest.approx(4.0, rel=0.05)
+
+    def squared(dof: float, factor: float) -> np.ndarray:
+        t = rng.normal(size=(6000, 6)) * np.sqrt((dof - 2) / rng.chisquare(dof, (6000, 1)))
+        return factor * (t**2).sum(1)
+
+    for dof in (4.0, 8.0):
+        found = calibrate.fit_tails([*squared(dof, 0.7), float("nan")])
+        assert found["pose_dof"] == pytest.approx(dof, rel=0.12)
+        assert found["pose_scale"] == pytest.approx(0.7, rel=0.12)
+        fresh = share_inside(squared(dof, 0.7) / found["pose_scale"], found["pose_dof"])
+        for level in (0.5, 0.9, 0.99):
+            assert (fresh <= level).mean() == pytest.approx(level, abs=0.015)
+    honest = calibrate.fit_tails((rng.normal(size=(6000, 6)) ** 2).sum(1))
+    assert honest["pose_scale"] == pytest.approx(1.0, rel=0.05)
+    assert honest["pose_dof"] > 40
+    assert calibrate.fit_tails([]) == pytest.approx({"pose_scale": 2.0, "pose_dof": 4.0}, rel=1e-3)
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:

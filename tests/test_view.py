@@ -30,6 +30,13 @@ def test_the_ellipsoid_holds_its_share_of_the_truths() -> None:
     moved = exp_so3(xi[:, 3:]) @ point + xi[:, :3]  # the first order of exp(xi) p
     inside = (((moved - point) @ directions / axes) ** 2).sum(1) < 1
     assert inside.mean() == pytest.approx(0.95, abs=0.01)
+    longer = np.sqrt(2 / rng.chisquare(4.0, (20_000, 1)))  # a Student t of the same covariance
+    axes = ellipsoid(covariance, point, dof=4.0)[0]
+    moved = (
+        exp_so3(longer * xi[:, 3:] / 10) @ point + longer * xi[:, :3] / 10
+    )  # small enough for the first order
+    inside = (((moved - point) @ directions / (axes / 10)) ** 2).sum(1) < 1
+    assert inside.mean() == pytest.approx(0.95, abs=0.01)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
+from scipy.special import chdtr, chdtri, fdtr, fdtri
 from torch import Tensor
 
 from geopose.geometry._arrays import Array, as_float_array, check_last, either, to_tensor
@@ -176,6 +177,37 @@ def expected_distance(covariance: Array, pose: Pose, points: Array) -> Array:
     )  # (..., V, 3, 6)
     squared = (left @ to_tensor(covariance)[..., None, :, :] * left).sum((-2, -1))
     return squared.mean(-1).clamp_min(0).sqrt()
+
+
+def share_inside(distance2: Array, dof: float = np.inf, dimension: int = 6) -> np.ndarray:
+    """Probability of the region of an error's distribution whose rim runs through the error: how far out it lies.
+
+    Args:
+        distance2: (...) squared Mahalanobis distances under the covariance. dof: degrees of freedom of the Student t
+            that the covariance is of, above 2; infinite for a Gaussian. dimension: numbers of the error.
+    Notes:
+        With S = C (dof - 2) / dof, xi^T S^-1 xi / dimension has the F distribution with (dimension, dof) degrees of
+        freedom (Kotz and Nadarajah, "Multivariate t distributions and their applications", 2004, eq. 1.15).
+    """
+    d2 = np.asarray(distance2, float)
+    if np.isinf(dof):
+        return np.asarray(chdtr(dimension, d2))
+    return np.asarray(fdtr(dimension, dof, d2 * _over(dof, dimension)))
+
+
+def region_radius2(share: float, dof: float = np.inf, dimension: int = 6) -> float:
+    """The squared Mahalanobis distance inside of which an error lies with probability `share`; see `share_inside`."""
+    if np.isinf(dof):
+        return float(chdtri(dimension, 1 - share))
+    return float(fdtri(dimension, dof, share)) / _over(dof, dimension)
+
+
+def _over(dof: float, dimension: int) -> float:
+    if not dof > 2:
+        raise ValueError(
+            f"dof: expected more than 2 (there is no covariance of a Student t below), got {dof}"
+        )
+    return dof / (dof - 2) / dimension
 
 
 def mspd_thresholds(width: int) -> np.ndarray:
