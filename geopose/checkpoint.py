@@ -70,10 +70,7 @@ def save_model(path: str | Path, nets: Mapping[str, nn.Module], meta: Mapping[st
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     if size > MAX_BYTES:
         raise ValueError(f"nets: {size / 1e6:.1f} MB as stored, expected at most {MAX_BYTES / 1e6:.0f} MB")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path, durable=True) as temporary:
-        text = json.dumps(jsonable(meta), allow_nan=False)
-        temporary.write_bytes(save(tensors, metadata={_METADATA_KEY: text}))
+    _write(path, tensors, meta)
     return path
 
 
@@ -109,6 +106,23 @@ def load_model(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str
                 raise ValueError(f"{path}: unexpected tensor {key!r} in a geopose checkpoint")
     meta["mesh"] = mesh or None
     return states, meta
+
+
+def rewrite(path: str | Path, out: str | Path, changes: Mapping[str, Any]) -> Path:
+    """The path of the checkpoint `out`: `path` to the byte, but for these entries of its metadata. Raises as
+    `load_model` and `save_model` do."""
+    meta, out = read_metadata(path) | dict(changes), Path(out)
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    _write(out, tensors, meta)
+    return out
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path, durable=True) as temporary:
+        text = json.dumps(jsonable(meta), allow_nan=False)
+        temporary.write_bytes(save(dict(tensors), metadata={_METADATA_KEY: text}))
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -156,6 +156,9 @@ COMMANDS = {
     "render": Command(
         "a data set of random pictures of a mesh", cli_models.render_arguments, cli_models.render
     ),
+    "calibrate": Command(
+        "calibrate and judge a trained model anew", cli_models.calibrate_arguments, cli_models.calibrate
+    ),
     "export": Command("a model as ONNX and JSON files", cli_models.export_arguments, cli_models.export),
     "info": Command("what a mesh or a checkpoint holds", cli_models.info_arguments, cli_models.info),
 }

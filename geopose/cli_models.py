@@ -1,4 +1,4 @@
-"""Commands about models and their data: train, render, export, info."""
+"""Commands about models and their data: train, calibrate, render, export, info."""
 
 from __future__ import annotations
 
@@ -95,6 +95,28 @@ def render(arguments: Arguments) -> int:
     print(
         render_set(model, arguments.out, arguments.count, options, arguments.seed, arguments.split, progress)
     )
+    return SUCCESS
+
+
+def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="checkpoint (.geopose)")
+    parser.add_argument(
+        "--out", metavar="FILE", type=output_file, help="checkpoint to write (default: the same, replaced)"
+    )
+    parser.add_argument("--minutes", type=float, default=5.0, help="of this machine (default: %(default)g)")
+    parser.add_argument("--seed", type=int, help="of the renders (default: that of the training)")
+    parser.add_argument("--workers", type=int, help="rendering processes (default: one for two cores)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the best there is)")
+
+
+def calibrate(arguments: Arguments) -> int:
+    from geopose.describe import checkpoint_facts, facts_text
+    from geopose.recalibrate import recalibrate
+
+    out = recalibrate(
+        arguments.model, arguments.out, arguments.minutes, arguments.seed, arguments.workers, arguments.device
+    )
+    print(facts_text({"figures": checkpoint_facts(out)["figures"]}))
     return SUCCESS
 
 

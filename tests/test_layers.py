@@ -44,6 +44,7 @@ LAYER_OF = {
     "export": 3,
     "fit": 3,
     "train_report": 3,
+    "recalibrate": 3,
     "calibrate": 3,
     "render_set": 3,
     "describe": 3,

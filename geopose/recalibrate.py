@@ -1,0 +1,113 @@
+"""A trained model asked once more what it knows: its calibration and its figures anew, its weights as they are."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from geopose import checkpoint
+from geopose.cad.symmetry import Symmetries
+from geopose.data.synthetic import SyntheticDataset
+from geopose.distributed import pick_device
+from geopose.fit import cores_shared_with, default_workers, endless_loader
+from geopose.geometry.pnp import warm_up
+from geopose.train_options import TrainOptions
+from geopose.train_report import finish_model
+
+_MOST_CROPS = 1024
+_UNTIL_TIME_IS_UP = 1 << 40
+
+
+def recalibrate(
+    path: str | Path,
+    out: str | Path | None = None,
+    minutes: float = 5.0,
+    seed: int | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    quiet: bool = False,
+) -> Path:
+    """The path of a checkpoint with the weights of `path`, calibrated and judged anew, as at the end of a training.
+
+    For a model from an earlier geopose, or one whose training was too short to be calibrated well: more pictures make
+    a more honest confidence and covariance. No mesh is needed, and nothing is learned but those.
+
+    Args:
+        out: where to write; None replaces `path`. minutes: half of them calibrate, a third judge. seed: of the
+            renders; None takes that of the training, whose own pictures are others. workers: rendering processes;
+            None takes one for two cores.
+    Raises:
+        FileNotFoundError, ValueError: when `path` is not a checkpoint, or minutes or seed cannot be right.
+    """
+    path, out = Path(path), Path(path if out is None else out)
+    meta = checkpoint.load_model(path)[1]
+    if not 0 < minutes < 1e5:
+        raise ValueError(f"minutes: got {minutes}, expected a positive number of minutes")
+    seed = int(meta["seed"]) if seed is None else seed
+    if seed < 0:
+        raise ValueError(f"seed: got {seed}, expected a number >= 0")
+    warm_up()  # before the minutes begin
+    known = {field.name for field in fields(TrainOptions)}
+    options = TrainOptions(**{name: value for name, value in meta["options"].items() if name in known})
+    model, symmetries = checkpoint.light_model(meta), Symmetries.from_json(meta["symmetries"])
+    workers = default_workers() if workers is None else workers
+
+    def renders(kind: str, number: int) -> Iterable[Any]:
+        dataset = SyntheticDataset(
+            model, meta["keypoints"], symmetries, options.pictures(), 1000 * seed + number, kind
+        )
+        dataset[0]  # the bank of backgrounds is made here, once, for the processes forked from this one
+        return endless_loader(dataset, 1 if kind == "scene" else 16, workers, 0)
+
+    seconds, began = 60.0 * minutes, time.monotonic()
+    with cores_shared_with(workers), _Bar(seconds, quiet) as bar:
+        calibration, figures = finish_model(
+            path,
+            pick_device(device),
+            bar.along(renders("crop", 1), "keypoints"),
+            bar.along(renders("scene", 1), "confidence"),
+            bar.along(renders("scene", 2), "judgement"),
+            began,
+            seconds,
+            (_MOST_CROPS, _UNTIL_TIME_IS_UP, _UNTIL_TIME_IS_UP),
+        )
+    command = f"geopose calibrate {path.name} --out {out.name} --minutes {minutes:g} --seed {seed}"
+    return checkpoint.rewrite(
+        path,
+        out,
+        {"calibration": calibration, "figures": figures, "command": f"{meta['command']} && {command}"},
+    )
+
+
+class _Bar:
+    """The time that is left, on a terminal."""
+
+    def __init__(self, seconds: float, quiet: bool) -> None:
+        form = "{desc}: {bar} {elapsed}, {postfix}"
+        off = quiet or not sys.stderr.isatty()
+        self._bar = tqdm(total=round(max(seconds, 1)), bar_format=form, file=sys.stderr, disable=off)
+        self._began, self._seconds = time.monotonic(), seconds
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def along(self, items: Iterable[Any], name: str) -> Iterator[Any]:
+        """The items, each of them shown as it comes."""
+        for number, item in enumerate(items, 1):
+            gone = time.monotonic() - self._began
+            self._bar.n = min(round(gone), self._bar.total or 0)
+            self._bar.set_description(name, refresh=False)
+            self._bar.set_postfix_str(f"{number} batches, {max(self._seconds - gone, 0) / 60:.1f} min left")
+            yield item
+
+
+__all__ = ["recalibrate"]

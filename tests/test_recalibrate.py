@@ -1,0 +1,83 @@
+"""A model calibrated anew: the same weights to the byte, another calibration, and its history told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from test_train import TINY, toy
+
+from geopose import cli
+from geopose.calibrate import BEST_FEATURES
+from geopose.checkpoint import read_metadata
+from geopose.recalibrate import recalibrate
+from geopose.train import TrainOptions, train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("model") / "toy.geopose"
+    return train(toy(), out, TrainOptions(minutes=0.03, elevation_deg=(0, 45), **TINY))
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    with safe_open(path, framework="np") as file:
+        return {key: file.get_tensor(key).tobytes() for key in file.keys()}
+
+
+def test_only_what_renders_say_of_it_changes(trained: Path, tmp_path: Path) -> None:
+    before, whole = read_metadata(trained), trained.read_bytes()
+    out = recalibrate(trained, tmp_path / "again.geopose", 0.02, seed=7, workers=0, device="cpu", quiet=True)
+    assert trained.read_bytes() == whole
+    assert tensors(out) == tensors(trained)
+    after = read_metadata(out)
+    told = {"calibration", "figures", "command"}
+    assert {k: v for k, v in after.items() if k not in told} == {
+        k: v for k, v in before.items() if k not in told
+    }
+    assert set(after["calibration"]) == set(before["calibration"])
+    assert set(after["calibration"]["confidence"]["weights"]) == set(BEST_FEATURES)
+    assert after["calibration"]["pose_dof"] > 3
+    assert after["calibration"]["scale"] != before["calibration"]["scale"]  # other pictures
+    assert after["figures"]["images"] >= 4
+    first, second = after["command"].split(" && ")
+    assert first == before["command"]
+    assert second == "geopose calibrate toy.geopose --out again.geopose --minutes 0.02 --seed 7"
+
+
+def test_the_command_replaces_the_model(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "toy.geopose"
+    model.write_bytes(trained.read_bytes())
+    assert cli.main(["calibrate", str(model), "--minutes", "0.01", "--workers", "0", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "found" in said
+    assert "add 01d" in said
+    assert read_metadata(model)["command"].endswith("--minutes 0.01 --seed 0")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.geopose"]
+
+
+def test_one_that_is_stopped_leaves_the_model_as_it_was(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    model = tmp_path / "toy.geopose"
+    model.write_bytes(trained.read_bytes())
+    monkeypatch.setattr("geopose.train_report.judge_scenes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        recalibrate(model, None, 0.01, workers=0, device="cpu", quiet=True)
+    assert model.read_bytes() == trained.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.geopose"]
+
+
+def test_what_cannot_be_right_is_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="minutes: got 0, expected a positive number of minutes"):
+        recalibrate(trained, minutes=0)
+    with pytest.raises(ValueError, match="seed: got -1, expected a number >= 0"):
+        recalibrate(trained, seed=-1)
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        recalibrate(tmp_path / "none.geopose")
