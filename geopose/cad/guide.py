@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose.cad.model import CadModel
-from geopose.cad.render import facing, rasterize
+from geopose.cad.render import rasterize
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 
@@ -40,20 +42,42 @@ def guide(model: CadModel, pose: Pose, camera: Camera) -> Guide:
     attributes: list[NDArray[Any]] = [model.vertices, model.normals]
     if model.colors is not None:
         attributes.append(model.colors)
-    values = seen.interpolate(np.concatenate(attributes, 1).astype(np.float32), model.faces)
-    rays = seen.points(camera)
-    rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
-    normals = facing(values[:, 3:6] @ pose.R.T.astype(np.float32), rays)
-    lit = 0.4 - 0.6 * np.einsum("ni,ni->n", normals, rays)
-    color = values[:, 6:] if model.colors is not None else np.full((len(lit), 3), _PLAIN, np.float32)
+    values = seen.interpolate(np.concatenate(attributes, 1), model.faces)
     low, high = model.bounds
-    middle, half = 0.5 * (low + high), np.maximum(0.5 * (high - low), 1e-3 * model.diameter)
-    scaled = ((values[:, :3] - middle) / half).clip(-1, 1)
-    picture: NDArray[Any] = np.empty((side * side, 6), np.uint8)
+    box = np.stack([0.5 * (low + high), np.maximum(0.5 * (high - low), 1e-3 * model.diameter)])
+    picture = np.empty((side * side, 6), np.uint8)
     picture[:] = (GREY, GREY, GREY, 0, 0, 0)
-    picture[seen.pixel, :3] = 255 * np.clip(color * lit[:, None], 0, 1) + 0.5
-    picture[seen.pixel, 3:] = 128.5 + 127 * scaled
+    _machine_code()(seen.pixel, values, seen.points(camera), pose.R, box, picture)
     y, x = np.divmod(seen.pixel, side)
     taken = np.flatnonzero((x % CELL == 1) & (y % CELL == 1))
     cells = (y[taken] // CELL) * (side // CELL) + x[taken] // CELL
     return Guide(picture.reshape(side, side, 6), values[taken, :3].astype(float), cells)
+
+
+def _paint(pixel: Any, values: Any, rays: Any, R: Any, box: Any, picture: Any) -> None:
+    """Fills the pixels (N,) of the picture (S * S, 6) from values (N, 6 or 9): place, normal and colour, seen along
+    rays (N, 3); R (3, 3): cam_from_obj; box (2, 3): middle and half extents of the mesh."""
+    for n in range(len(pixel)):
+        along, length2, reach2 = 0.0, 0.0, 0.0
+        for i in range(3):
+            normal = R[i, 0] * values[n, 3] + R[i, 1] * values[n, 4] + R[i, 2] * values[n, 5]
+            along += normal * rays[n, i]
+            length2 += normal * normal
+            reach2 += rays[n, i] * rays[n, i]
+        lit = 0.4 + 0.6 * abs(along) / max(np.sqrt(length2 * reach2), 1e-24)
+        for i in range(3):
+            color = values[n, 6 + i] if values.shape[1] > 6 else _PLAIN
+            picture[pixel[n], i] = np.uint8(255 * min(max(color * lit, 0.0), 1.0) + 0.5)
+            place = (values[n, i] - box[0, i]) / box[1, i]
+            picture[pixel[n], 3 + i] = np.uint8(128.5 + 127 * min(max(place, -1.0), 1.0))
+
+
+@functools.cache
+def _machine_code() -> Callable[..., None]:
+    """`_paint`, compiled at the first picture."""
+    from geopose.geometry._native import compile_once
+
+    number = "float32[:,::1]"
+    return compile_once(
+        _paint, f"void(int64[::1], {number}, {number}, float64[:,::1], float64[:,::1], uint8[:,::1])"
+    )

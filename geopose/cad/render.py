@@ -9,7 +9,9 @@ any other camera is folded into the vertices.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,11 +40,9 @@ class Fragments:
 
     def interpolate(self, values: Array, faces: NDArray[np.integer]) -> NDArray[np.float32]:
         """(N, C) values at the pixels, from (V, C) values at the vertices."""
-        corners = faces[self.face]
-        values = np.asarray(values, np.float32)
-        out = values[corners[:, 0]] * self.bary[:, :1]
-        out += values[corners[:, 1]] * self.bary[:, 1:2]
-        out += values[corners[:, 2]] * self.bary[:, 2:]
+        values = np.ascontiguousarray(values, np.float32)
+        out = np.empty((len(self.face), values.shape[1]), np.float32)
+        _machine_code()[1](self.face, np.ascontiguousarray(faces, np.int64), self.bary, values, out)
         return out
 
     def points(self, camera: Camera) -> NDArray[np.float32]:
@@ -151,33 +151,55 @@ def _fragments(
 ) -> Fragments:
     """Exact barycentric coordinates and depth where each pixel's ray meets its face.
 
-    With rows b x c, c x a, a x b of the corners a, b, c, the ray d has weights proportional to M d, and z =
-    det / sum(M d) (Moeller and Trumbore, "Fast, minimum storage ray-triangle intersection", 1997, written for
-    all pixels of a face at once).
+    With rows b x c, c x a, a x b of the corners a, b, c, the ray d has weights proportional to M d (Moeller and
+    Trumbore, "Fast, minimum storage ray-triangle intersection", 1997).
     """
-    seen = np.flatnonzero(np.bincount(face, minlength=len(corners)))
-    place = np.empty(len(corners), np.int64)
-    place[seen] = np.arange(len(seen))
-    back = place[face]
-    a, b, c = np.moveaxis(corners[seen].astype(np.float64), 1, 0)
-    edges = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
-    det = np.einsum("fi,fi->f", a, edges[:, 0])
-    # A face seen edge-on has det = 0; the limit keeps its weights finite.
-    size = np.abs(edges).max(axis=(1, 2)) + 1e-300
-    edges /= size[:, None, None]
-    det /= size
-    rays = _rays(camera, pixel)
-    weights = np.einsum("nij,nj->ni", edges.astype(np.float32)[back], rays)
-    # A pixel's centre may lie a hair outside of the face that claimed it.
-    sign = np.where(det >= 0, 1.0, -1.0).astype(np.float32)[back]
-    weights = np.maximum(weights * sign[:, None], 0)
-    total = weights.sum(1)
-    good = total > 1e-12
-    bary = np.where(good[:, None], weights / np.where(good, total, 1)[:, None], np.float32(1 / 3)).astype(
-        np.float32
-    )
-    depth = np.einsum("ni,ni->n", bary, corners[:, :, 2][face]).astype(np.float32)
+    bary, depth = np.empty((len(face), 3), np.float32), np.empty(len(face), np.float32)
+    _machine_code()[0](face, np.ascontiguousarray(corners, np.float32), _rays(camera, pixel), bary, depth)
     return Fragments(pixel, face, bary, depth)
+
+
+def _weigh(face: Any, corners: Any, rays: Any, bary: Any, depth: Any) -> None:
+    """Fills bary (N, 3) and depth (N,): where rays (N, 3) meet their faces (N,) of corners (F, 3, 3)."""
+    for n in range(len(face)):
+        corner = corners[face[n]].astype(np.float64)
+        ax, ay, az = corner[0]
+        bx, by, bz = corner[1]
+        cx, cy, cz = corner[2]
+        ux, uy, uz = by * cz - bz * cy, bz * cx - bx * cz, bx * cy - by * cx  # b x c
+        vx, vy, vz = cy * az - cz * ay, cz * ax - cx * az, cx * ay - cy * ax
+        wx, wy, wz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+        x, y, z = rays[n]
+        sign = 1.0 if ax * ux + ay * uy + az * uz >= 0 else -1.0
+        # a pixel's centre may lie a hair outside of the face that claimed it
+        u = max(sign * (ux * x + uy * y + uz * z), 0.0)
+        v = max(sign * (vx * x + vy * y + vz * z), 0.0)
+        w = max(sign * (wx * x + wy * y + wz * z), 0.0)
+        total = u + v + w
+        size = max(abs(ux), abs(uy), abs(uz), abs(vx), abs(vy), abs(vz), abs(wx), abs(wy), abs(wz))
+        if total <= 1e-12 * size:  # seen edge-on
+            u = v = w = 1.0
+            total = 3.0
+        bary[n, 0], bary[n, 1], bary[n, 2] = u / total, v / total, w / total
+        depth[n] = (u * az + v * bz + w * cz) / total
+
+
+def _mix(face: Any, faces: Any, bary: Any, values: Any, out: Any) -> None:
+    """Fills out (N, C) from values (V, C) at the corners faces (F, 3) of the faces (N,), weighed by bary (N, 3)."""
+    for n in range(len(face)):
+        i, j, k = faces[face[n]]
+        for c in range(values.shape[1]):
+            out[n, c] = bary[n, 0] * values[i, c] + bary[n, 1] * values[j, c] + bary[n, 2] * values[k, c]
+
+
+@functools.cache
+def _machine_code() -> tuple[Callable[..., None], Callable[..., None]]:
+    """`_weigh` and `_mix`, compiled at the first picture."""
+    from geopose.geometry._native import compile_once
+
+    index, table, number = "int64[::1]", "int64[:,::1]", "float32[:,::1]"
+    weigh = compile_once(_weigh, f"void({index}, float32[:,:,::1], {number}, {number}, float32[::1])")
+    return weigh, compile_once(_mix, f"void({index}, {table}, {number}, {number}, {number})")
 
 
 def _rays(camera: Camera, pixel: NDArray[np.integer]) -> NDArray[np.float32]:
