@@ -40,6 +40,7 @@ _SURE = 0.85  # confidence at which no other crop is looked at
 _PROBABLE = 0.5  # confidence at which no finer picture and no pose that fitted badly is looked at
 _LIKELY = 0.5  # fit after one drawing with which a pose is pursued before other places are looked at
 _PURSUED = 3  # places that fit badly after one drawing, at most, that are looked at and drawn again
+_WIDER = 1.4  # all that fit badly are also looked at in so much wider a crop: a locator's sizes are 15 % off, or more
 _DOUBTFUL = ("no_consensus", "not_converged")  # a pose that the photograph may confirm
 _ABSENT = 0.05  # confidence below which what was looked at is taken for something else
 _DRAWN_FACES = 2500  # of the mesh that is laid over the picture
@@ -146,7 +147,9 @@ class PoseEstimator:
         found, waiting = self._looked(picture, camera, places, _LOOKS, clock)
         if not any(map(_probable, found)):
             closer = [self._closer(d, self._box(d, camera)) for d in waiting[:_PURSUED]]
-            more, unfit = self._looked(picture, camera, [c for c in closer if c is not None], 1, clock)
+            wider = [replace(d.candidate, size=_WIDER * d.candidate.size) for d in waiting]
+            again = [*(c for c in closer if c is not None), *wider]
+            more, unfit = self._looked(picture, camera, again, 1, clock)
             found, waiting = found + more, sorted(waiting + unfit, key=lambda d: -d.fit)
         for draft in waiting[:_PURSUED]:
             if any(map(_probable, found)):

@@ -129,6 +129,19 @@ def test_a_given_box_is_used(estimator: PoseEstimator, scenes: list) -> None:
     assert away.status != "ok" or np.linalg.norm(away.pose.t - truth.t) < 0.1 * np.linalg.norm(truth.t)
 
 
+def test_boxes_far_too_small_do_not_lose_the_object(estimator: PoseEstimator, scenes: list) -> None:
+    """A locator's sizes may be a third off, and its crop then cuts the object off."""
+    right = 0
+    for image, camera, truth, box in scenes:
+        middle, half = 0.5 * (box[:2] + box[2:]), 0.5 * (box[2:] - box[:2])
+        small = np.concatenate([middle - 0.45 * half, middle + 0.45 * half])
+        found = estimator.estimate(image, camera, box=small)
+        near = add(found.pose, truth, estimator.model.vertices) < 0.1 * estimator.model.diameter
+        assert near or found.status != "ok"
+        right += near and found.status == "ok"
+    assert right >= 5
+
+
 def test_the_answer_is_repeatable_and_goes_to_json(estimator: PoseEstimator, scenes: list) -> None:
     image, camera, _, _ = scenes[1]
     one, two = estimator.estimate(image, camera), estimator.estimate(image, camera)
