@@ -45,6 +45,7 @@ from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import hat
 from geopose.scores import CORRECT, Score, ScoredObject, mahalanobis2
 from geopose.summary import LEVELS, Evaluation, evaluate_renders
+from geopose.train_options import ALIKE, SCATTERED
 
 Array = NDArray[np.float64]
 PARTS = {"whole": 6, "position": 3, "rotation": 3}  # numbers
@@ -387,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model = mesh_of(estimator, args.cad, args.unit)
     if model.colors is None and model.texture is None:
         model = model.painted(trained.get("color"))
-    options = SyntheticOptions(view=ViewSpace.of_training(trained))
+    options = SyntheticOptions(view=ViewSpace.of_training(trained), alike=ALIKE, scattered=SCATTERED)
     scenes = SyntheticDataset(model, estimator.keypoints, estimator.symmetries, options, args.seed, "scene")
     target = ScoredObject(model.vertices, model.diameter, estimator.symmetries.expand())
     files = list(photographs(args.without or []))  # a wrong folder is said before the work

@@ -107,6 +107,11 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of the renders (default: that of the training)")
     parser.add_argument("--workers", type=int, help="rendering processes (default: one for two cores)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the best there is)")
+    parser.add_argument(
+        "--covariance-only",
+        action="store_true",
+        help="keypoints and confidence stay, and so what is answered",
+    )
 
 
 def calibrate(arguments: Arguments) -> int:
@@ -114,8 +119,9 @@ def calibrate(arguments: Arguments) -> int:
     from geopose.recalibrate import recalibrate
 
     out = recalibrate(
-        arguments.model, arguments.out, arguments.minutes, arguments.seed, arguments.workers, arguments.device
-    )
+        arguments.model, arguments.out, arguments.minutes, arguments.seed, arguments.workers, arguments.device,
+        arguments.covariance_only,
+    )  # fmt: skip
     print(facts_text({"figures": checkpoint_facts(out)["figures"]}))
     return SUCCESS
 

@@ -31,6 +31,7 @@ def recalibrate(
     seed: int | None = None,
     workers: int | None = None,
     device: str | None = None,
+    covariance_only: bool = False,
     quiet: bool = False,
 ) -> Path:
     """The path of a checkpoint with the weights of `path`, calibrated and judged anew, as at the end of a training.
@@ -41,7 +42,8 @@ def recalibrate(
     Args:
         out: where to write; None replaces `path`. minutes: half of them calibrate, a third judge. seed: of the
             renders; None takes that of the training, whose own pictures are others. workers: rendering processes;
-            None takes one for two cores.
+            None takes one for two cores. covariance_only: whether keypoints and confidence stay as they are, and only
+            the size and the tails of the covariances are fitted: then the model answers what it answered before.
     Raises:
         FileNotFoundError, ValueError: when `path` is not a checkpoint, or minutes or seed cannot be right.
     """
@@ -65,6 +67,7 @@ def recalibrate(
         dataset[0]  # the bank of backgrounds is made here, once, for the processes forked from this one
         return endless_loader(dataset, 1 if kind == "scene" else 16, workers, 0)
 
+    command = f"geopose calibrate {path.name} --out {out.name} --minutes {minutes:g} --seed {seed}"
     seconds, began = 60.0 * minutes, time.monotonic()
     with cores_shared_with(workers), _Bar(seconds, quiet) as bar:
         calibration, figures = finish_model(
@@ -76,8 +79,10 @@ def recalibrate(
             began,
             seconds,
             (_MOST_CROPS, _UNTIL_TIME_IS_UP, _UNTIL_TIME_IS_UP),
+            meta["calibration"] if covariance_only else None,
         )
-    command = f"geopose calibrate {path.name} --out {out.name} --minutes {minutes:g} --seed {seed}"
+    if covariance_only:
+        figures, command = meta["figures"] | figures, command + " --covariance-only"
     return checkpoint.rewrite(
         path,
         out,

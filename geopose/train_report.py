@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from tqdm import tqdm
 
 from geopose._io import atomic_path
 from geopose.calibrate import (
-    BEST_FEATURES,
+    LEAST_CONFIDENCE,
     PRIOR,
     calibrate_keypoints,
+    confidence_of,
     fit_confidence,
     fit_tails,
     read_renders,
@@ -122,18 +124,23 @@ def judge_scenes(
     return rows
 
 
-def learn_confidence(
-    estimator: PoseEstimator,
-    scenes: Iterable[Mapping[str, Tensor]],
-    count: int,
-    until: float,
-    prior: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What poses in fresh scenes teach: "confidence", the logistic function fitted to all poses considered, right being
-    ADD < 0.1 d; "pose_scale" and "pose_dof", what makes their covariances those of a Student t, see `fit_tails`.
+@dataclass(frozen=True)
+class Lessons:
+    """What poses in fresh scenes teach.
 
-    Poses worse than 0.3 d do not enter the latter: they are the wrong mode, which no covariance describes.
+    considered: features of every pose considered, and whether it was right (ADD(-S) below a tenth of the diameter).
+    answered: features of those given at last, and the squared Mahalanobis distance of the truth; not of those worse
+    than 0.3 d, which are the wrong mode, which no covariance describes.
     """
+
+    considered: list[tuple[dict[str, float], bool]]
+    answered: list[tuple[dict[str, float], float]]
+
+
+def learn_from_scenes(
+    estimator: PoseEstimator, scenes: Iterable[Mapping[str, Tensor]], count: int, until: float
+) -> Lessons:
+    """The Lessons of `count` scenes, fewer (but four) when `time.monotonic()` passes `until`."""
     seen: list[tuple[dict[str, float], Pose | None]] = []
     confident = estimator.confident
 
@@ -141,32 +148,26 @@ def learn_confidence(
         seen.append((dict(values), pose))
         return confident(values, pose)
 
-    symmetric = len(estimator.symmetries.expand(36)) > 1
-    limit = 0.1 * float(estimator.meta["diameter"])
-    rows: list[tuple[dict[str, float], bool]] = []
-    distances: list[float] = []
+    symmetries = estimator.symmetries.expand(36)
+    limit, points = 0.1 * float(estimator.meta["diameter"]), estimator.model.vertices
+    lessons = Lessons([], [])
     estimator.confident = record  # type: ignore[method-assign,assignment]
     try:
         for number, scene in enumerate(scenes, 1):
             image, camera, truth = _scene(scene)
             seen.clear()
             found = estimator.estimate(image, camera)
-            if pose_distance(found.pose, truth, estimator.model.vertices, symmetric) < 3 * limit:
-                assert found.pose is not None
-                distances.append(
-                    mahalanobis2(found.pose, truth, found.covariance, estimator.symmetries.expand(36))
-                )
-            for values, pose in seen:
-                rows.append((values, pose_distance(pose, truth, estimator.model.vertices, symmetric) < limit))
+            off = [pose_distance(pose, truth, points, len(symmetries) > 1) for _, pose in seen]
+            for (values, pose), distance in zip(seen, off, strict=True):
+                lessons.considered.append((values, distance < limit))
+                if pose is not None and pose is found.pose and distance < 3 * limit:
+                    d2 = mahalanobis2(pose, truth, found.covariance, symmetries)
+                    lessons.answered.append((values, d2))
             if number >= count or (time.monotonic() > until and number >= 4):
                 break
     finally:
         del estimator.confident
-    weights = {name: float(prior["weights"][name]) for name in BEST_FEATURES}
-    confidence = fit_confidence(
-        [r[0] for r in rows], [r[1] for r in rows], {"weights": weights, "bias": prior["bias"]}
-    )
-    return {"confidence": confidence, **fit_tails(distances)}
+    return lessons
 
 
 def finish_model(
@@ -178,22 +179,31 @@ def finish_model(
     now: float,
     seconds: float,
     most: tuple[int, int, int] = (512, 200, 400),
+    keep: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(calibration, figures) of the checkpoint at `path`: covariances first, then the confidence, then the
-    judgement.
+    """(calibration, figures) of the checkpoint at `path`: keypoints first, then the confidence, then the covariances of
+    the poses answered `ok`, then the judgement.
 
     Args:
         crops, scenes_to_learn, scenes_to_judge: three streams of fresh renders.
         now, seconds: start on `time.monotonic()`'s clock, and the time there is; a few pictures are taken in
             any case.
-        most: pictures of the three streams to take at most.
+        most: pictures of the three streams to take at most. keep: a calibration whose keypoints and confidence stay.
     """
     estimator = PoseEstimator.load(path, str(device))
-    readings = read_renders(estimator.nets["keypoints"], crops, device, most[0], now + 0.2 * seconds)
-    calibration, figures = calibrate_keypoints(readings)
-    estimator.calibration = calibration
-    taught = learn_confidence(estimator, scenes_to_learn, most[1], now + 0.65 * seconds, PRIOR)
-    calibration = estimator.calibration = {**calibration, **taught}
+    figures: dict[str, Any] = {}
+    if keep is None:
+        readings = read_renders(estimator.nets["keypoints"], crops, device, most[0], now + 0.2 * seconds)
+        estimator.calibration, figures = calibrate_keypoints(readings)
+    else:
+        estimator.calibration = {k: v for k, v in keep.items() if k not in ("pose_scale", "pose_dof")}
+    lessons = learn_from_scenes(estimator, scenes_to_learn, most[1], now + 0.65 * seconds)
+    calibration = estimator.calibration
+    if keep is None:
+        features, right = [values for values, _ in lessons.considered], [r for _, r in lessons.considered]
+        calibration = {**calibration, "confidence": fit_confidence(features, right, PRIOR)}
+    sure = [d for values, d in lessons.answered if confidence_of(values, calibration) >= LEAST_CONFIDENCE]
+    calibration = estimator.calibration = {**calibration, **fit_tails(sure)}
     rows = judge_scenes(estimator, scenes_to_judge, most[2], now + seconds)
     clear = [r for r in rows if r["visib_fract"] >= CLEARLY_VISIBLE]
     return jsonable(calibration), {**summary(rows), **figures, "visible_06": summary(clear)}

@@ -46,6 +46,27 @@ def test_only_what_renders_say_of_it_changes(trained: Path, tmp_path: Path) -> N
     assert second == "geopose calibrate toy.geopose --out again.geopose --minutes 0.02 --seed 7"
 
 
+def test_covariances_alone_can_be_calibrated(trained: Path, tmp_path: Path) -> None:
+    before = read_metadata(trained)
+    out = recalibrate(
+        trained,
+        tmp_path / "b.geopose",
+        0.02,
+        seed=8,
+        workers=0,
+        device="cpu",
+        covariance_only=True,
+        quiet=True,
+    )
+    after = read_metadata(out)
+    spread = {"pose_scale", "pose_dof"}
+    kept = {k: v for k, v in before["calibration"].items() if k not in spread}
+    assert {k: v for k, v in after["calibration"].items() if k not in spread} == kept
+    assert spread < set(after["calibration"])
+    assert after["figures"]["keypoint_nll"] == before["figures"]["keypoint_nll"]
+    assert after["command"].endswith("--minutes 0.02 --seed 8 --covariance-only")
+
+
 def test_the_command_replaces_the_model(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
