@@ -245,9 +245,8 @@ class PoseEstimator:
         elif status in _DOUBTFUL and "refiner" in self.nets and believed:
             status, reasons = "ok", ()  # the keypoints disagreed, the photograph does not
         if covariance is not None:
-            scale = float(
-                self.calibration.get("pose_scale", 1.0)
-            )  # what a guessed focal length adds is not too large
+            scale = float(self.calibration.get("pose_scale", 1.0))
+            # what a guessed focal length adds is honest as it is
             covariance = covariance * (scale if float(camera.focal_rel_std) == 0 else max(scale, 1.0))
         keypoints = {
             "points_px": reading.points_px,

@@ -9,6 +9,7 @@ import pytest
 import trimesh
 from scipy.spatial.transform import Rotation
 
+from geopose.cad.guide import guide
 from geopose.cad.model import CadModel, CadWarning, load_cad
 from geopose.cad.render import clip_near, rasterize, render
 from geopose.geometry.camera import Camera
@@ -196,3 +197,17 @@ def test_a_heavy_built_in_object_is_drawn() -> None:
     seen = render(model, Camera.from_fov(1.0, (160, 120)), pose)
     assert 300 < seen.mask.sum() < 10000
     assert len(np.unique(np.round(seen.color[seen.mask], 1), axis=0)) > 5
+
+
+def test_meshes_that_must_not_be_written_to_are_drawn() -> None:
+    """Memory-mapped or shared arrays are read-only, and a rotation may be another's transpose."""
+    model, camera = load_cad("xwing"), Camera.from_fov(np.deg2rad(50), (96, 80))
+    pose = Pose(np.eye(3).T[[1, 2, 0]].T, np.array([0.0, 0.0, 30.0]))
+    locked = {}
+    for name in ("vertices", "faces", "colors"):
+        locked[name] = np.array(getattr(model, name))
+        locked[name].setflags(write=False)
+    same = replace(model, **locked)
+    np.testing.assert_array_equal(render(same, camera, pose).color, render(model, camera, pose).color)
+    square = Camera.from_fov(np.deg2rad(50), (96, 96))
+    np.testing.assert_array_equal(guide(same, pose, square).picture, guide(model, pose, square).picture)

@@ -44,10 +44,12 @@ def guide(model: CadModel, pose: Pose, camera: Camera) -> Guide:
         attributes.append(model.colors)
     values = seen.interpolate(np.concatenate(attributes, 1), model.faces)
     low, high = model.bounds
-    box = np.stack([0.5 * (low + high), np.maximum(0.5 * (high - low), 1e-3 * model.diameter)])
+    box = np.stack([0.5 * (low + high), np.maximum(0.5 * (high - low), 1e-3 * model.diameter)]).astype(float)
     picture = np.empty((side * side, 6), np.uint8)
     picture[:] = (GREY, GREY, GREY, 0, 0, 0)
-    _machine_code()(seen.pixel, values, seen.points(camera), pose.R, box, picture)
+    _machine_code()(
+        seen.pixel, values, seen.points(camera), np.ascontiguousarray(pose.R, float), box, picture
+    )
     y, x = np.divmod(seen.pixel, side)
     taken = np.flatnonzero((x % CELL == 1) & (y % CELL == 1))
     cells = (y[taken] // CELL) * (side // CELL) + x[taken] // CELL
@@ -75,9 +77,7 @@ def _paint(pixel: Any, values: Any, rays: Any, R: Any, box: Any, picture: Any) -
 @functools.cache
 def _machine_code() -> Callable[..., None]:
     """`_paint`, compiled at the first picture."""
-    from geopose.geometry._native import compile_once
+    from geopose.geometry._native import compile_once, given, types, written
 
-    number = "float32[:,::1]"
-    return compile_once(
-        _paint, f"void(int64[::1], {number}, {number}, float64[:,::1], float64[:,::1], uint8[:,::1])"
-    )
+    f, d = given(types.float32, 2), given(types.float64, 2)
+    return compile_once(_paint, types.void(given(types.int64, 1), f, f, d, d, written(types.uint8, 2)))

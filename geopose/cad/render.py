@@ -195,11 +195,12 @@ def _mix(face: Any, faces: Any, bary: Any, values: Any, out: Any) -> None:
 @functools.cache
 def _machine_code() -> tuple[Callable[..., None], Callable[..., None]]:
     """`_weigh` and `_mix`, compiled at the first picture."""
-    from geopose.geometry._native import compile_once
+    from geopose.geometry._native import compile_once, given, types, written
 
-    index, table, number = "int64[::1]", "int64[:,::1]", "float32[:,::1]"
-    weigh = compile_once(_weigh, f"void({index}, float32[:,:,::1], {number}, {number}, float32[::1])")
-    return weigh, compile_once(_mix, f"void({index}, {table}, {number}, {number}, {number})")
+    f, i = types.float32, types.int64
+    weigh = types.void(given(i, 1), given(f, 3), given(f, 2), written(f, 2), written(f, 1))
+    mix = types.void(given(i, 1), given(i, 2), given(f, 2), given(f, 2), written(f, 2))
+    return compile_once(_weigh, weigh), compile_once(_mix, mix)
 
 
 def _rays(camera: Camera, pixel: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -128,19 +128,28 @@ def machine_code() -> Callable[..., None]:
             )  # fmt: skip
 
     f, i, b = types.float64, types.int64, types.boolean
-    kinds = [(f, 3), (f, 3), (f, 4), (f, 2), (i, 2), (i, 1)]
-    given = [types.Array(kind, ndim, "C", readonly=True) for kind, ndim in kinds]
-    written = [types.Array(kind, ndim, "C") for kind, ndim in [(f, 2), (b, 2), (f, 3)]]
+    inputs = [given(f, 3), given(f, 3), given(f, 4), given(f, 2), given(i, 2), given(i, 1)]
+    outputs = [written(f, 2), written(b, 2), written(f, 3)]
     note = threading.Timer(
         2.0, _LOG.warning, ["compiling solve_pnp, once on this machine: some twenty seconds"]
     )
     note.start()
     try:
         return compile_once(
-            run, types.void(*given, types.UniTuple(f, 3), types.UniTuple(f, 2), i, b, *written)
+            run, types.void(*inputs, types.UniTuple(f, 3), types.UniTuple(f, 2), i, b, *outputs)
         )
     finally:
         note.cancel()
+
+
+def given(kind: Any, ndim: int) -> Any:
+    """The type of an array that compiled code reads, which may be read-only."""
+    return types.Array(kind, ndim, "C", readonly=True)
+
+
+def written(kind: Any, ndim: int) -> Any:
+    """The type of an array that compiled code fills."""
+    return types.Array(kind, ndim, "C")
 
 
 def compile_once(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:

@@ -187,7 +187,7 @@ def share_inside(distance2: Array, dof: float = np.inf, dimension: int = 6) -> n
             that the covariance is of, above 2; infinite for a Gaussian. dimension: numbers of the error.
     Notes:
         With S = C (dof - 2) / dof, xi^T S^-1 xi / dimension has the F distribution with (dimension, dof) degrees of
-        freedom (Kotz and Nadarajah, "Multivariate t distributions and their applications", 2004, eq. 1.15).
+        freedom (Kotz and Nadarajah, "Multivariate t distributions and their applications", 2004).
     """
     d2 = np.asarray(distance2, float)
     if np.isinf(dof):
