@@ -6,19 +6,17 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-from test_train import TINY, toy
 
 from geopose import cli
 from geopose.calibrate import BEST_FEATURES
 from geopose.checkpoint import read_metadata
+from geopose.estimate import model_of
 from geopose.recalibrate import recalibrate
-from geopose.train import TrainOptions, train
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("model") / "toy.geopose"
-    return train(toy(), out, TrainOptions(minutes=0.03, elevation_deg=(0, 45), **TINY))
+def trained() -> Path:
+    return model_of("xwing")
 
 
 def tensors(path: Path) -> dict[str, bytes]:
@@ -41,9 +39,8 @@ def test_only_what_renders_say_of_it_changes(trained: Path, tmp_path: Path) -> N
     assert after["calibration"]["pose_dof"] > 3
     assert after["calibration"]["scale"] != before["calibration"]["scale"]  # other pictures
     assert after["figures"]["images"] >= 4
-    first, second = after["command"].split(" && ")
-    assert first == before["command"]
-    assert second == "geopose calibrate toy.geopose --out again.geopose --minutes 0.02 --seed 7"
+    command = "geopose calibrate xwing.geopose --out again.geopose --minutes 0.02 --seed 7"
+    assert after["command"] == f"{before['command']} && {command}"
 
 
 def test_covariances_alone_can_be_calibrated(trained: Path, tmp_path: Path) -> None:
@@ -70,14 +67,14 @@ def test_covariances_alone_can_be_calibrated(trained: Path, tmp_path: Path) -> N
 def test_the_command_replaces_the_model(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tmp_path / "toy.geopose"
+    model = tmp_path / "xwing.geopose"
     model.write_bytes(trained.read_bytes())
     assert cli.main(["calibrate", str(model), "--minutes", "0.01", "--workers", "0", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "found" in said
     assert "add 01d" in said
-    assert read_metadata(model)["command"].endswith("--minutes 0.01 --seed 0")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.geopose"]
+    assert read_metadata(model)["command"].endswith("--minutes 0.01 --seed 12")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["xwing.geopose"]
 
 
 def test_one_that_is_stopped_leaves_the_model_as_it_was(
@@ -86,13 +83,13 @@ def test_one_that_is_stopped_leaves_the_model_as_it_was(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    model = tmp_path / "toy.geopose"
+    model = tmp_path / "xwing.geopose"
     model.write_bytes(trained.read_bytes())
     monkeypatch.setattr("geopose.train_report.judge_scenes", stop)
     with pytest.raises(KeyboardInterrupt):
         recalibrate(model, None, 0.01, workers=0, device="cpu", quiet=True)
     assert model.read_bytes() == trained.read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.geopose"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["xwing.geopose"]
 
 
 def test_what_cannot_be_right_is_refused(trained: Path, tmp_path: Path) -> None:
