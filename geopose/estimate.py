@@ -4,8 +4,9 @@ none."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class PoseEstimator:
             if max_instances > 1:
                 found = [f for c in places for f in self._best(picture, camera, [c], clock)]
                 break
-            found += self._best(picture, camera, places[:CANDIDATES], clock)
+            found += self._best(picture, camera, islice(places, CANDIDATES), clock)
             if any(map(_probable, found)):
                 break
         timings = clock.timings()
@@ -140,7 +141,7 @@ class PoseEstimator:
         return [replace(f, reasons=(*f.reasons, *notes), timings=timings) for f in found]
 
     def _best(
-        self, picture: NDArray[np.uint8], camera: Camera, places: list[Candidate], clock: Clock
+        self, picture: NDArray[np.uint8], camera: Camera, places: Iterable[Candidate], clock: Clock
     ) -> list[PoseEstimate]:
         """What the likeliest of the places turn out to be: all are looked at until one is sure. Those that fit after
         one drawing are looked at twice, and drawn again; the best of the rest, if none of them is probable."""
@@ -159,12 +160,18 @@ class PoseEstimator:
         return found
 
     def _looked(
-        self, picture: NDArray[np.uint8], camera: Camera, places: list[Candidate], looks: int, clock: Clock
+        self,
+        picture: NDArray[np.uint8],
+        camera: Camera,
+        places: Iterable[Candidate],
+        looks: int,
+        clock: Clock,
     ) -> tuple[list[PoseEstimate], list[_Draft]]:
         """(What fits after one drawing, drawn again, up to the first that is sure; what does not, best first)."""
         found: list[PoseEstimate] = []
         waiting: list[_Draft] = []
         for place in places:
+            clock.add("locate")
             look: Candidate | None = place
             for _ in range(looks):
                 if look is None:

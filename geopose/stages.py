@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,18 +80,26 @@ def locate(net: nn.Module, picture: Picture, top: int) -> list[Candidate]:
     return coarse if plain(coarse) else _closer(net, picture, top, coarse)
 
 
-def glances(net: nn.Module, picture: Picture, top: int) -> Iterator[list[Candidate]]:
-    """Candidates worth a look, best first, and in a second turn all others: the plain one of the coarse picture, then
-    those of a finer one; or those of both together that are nearly as good as the best, and the rest."""
+def glances(net: nn.Module, picture: Picture, top: int) -> Iterator[Iterable[Candidate]]:
+    """Candidates worth a look, best first, and in a second turn all others. First comes the best of the coarse picture,
+    if it is clear; where it is not `plain`, those follow that are nearly as good as the best of both pictures together:
+    the finer one is looked at when they are asked for."""
     coarse = _peaks(net, picture, LOCATOR_SIDE, top)
-    if plain(coarse):
-        yield coarse[:1]
-        yield elsewhere(_closer(net, picture, top, coarse), coarse[:1])
-    else:
+    first, rest = [c for c in coarse[:1] if c.score > CLEAR], []
+
+    def likely() -> Iterator[Candidate]:
+        yield from first
         both = _closer(net, picture, 2 * top, coarse)
         near = [c for c in both[:top] if c.score >= NEARLY * both[0].score]
-        yield near
-        yield both[len(near) :][:top]
+        rest.extend(both[len(near) :][:top])
+        yield from (c for c in near if not any(c.centre is k.centre for k in first))
+
+    if plain(coarse):
+        yield first
+        yield elsewhere(_closer(net, picture, top, coarse), first)
+    else:
+        yield likely()
+        yield rest
 
 
 def plain(candidates: list[Candidate]) -> bool:

@@ -214,7 +214,8 @@ def test_a_finer_picture_is_looked_at_where_the_coarse_one_misleads(
 
 
 def test_places_are_weighed_by_both_looks_where_one_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A place that is plain at once is taken; of several that which the finer picture confirms; it has its own, too."""
+    """A place that is plain at once is taken; of several the clear best at once, then those which the finer picture
+    confirms, where they lie in it; it has its own, too."""
     picture = np.zeros((480, 640, 3), np.uint8)
 
     def at(x: float, score: float) -> Candidate:
@@ -224,20 +225,32 @@ def test_places_are_weighed_by_both_looks_where_one_is_not_enough(monkeypatch: p
         waiting = list(looks)
         monkeypatch.setattr(stages, "_peaks", lambda *_: waiting.pop(0))
         turns = [
-            [(float(c.centre[0]), c.score) for c in places] for places in stages.glances(None, picture, 6)
+            [(float(c.centre[0]), round(c.score, 9)) for c in places]
+            for places in stages.glances(None, picture, 6)
         ]
         return turns, len(waiting)
 
     plain, doubtful = [at(100, 0.9), at(300, 0.44)], [at(100, 0.8), at(300, 0.6), at(400, 0.3)]
-    monkeypatch.setattr(
-        stages, "_peaks", lambda net, of, side, top: plain if side == 320 else pytest.fail("not yet")
-    )
-    assert next(stages.glances(None, picture, 6)) == plain[:1]
+    for coarse in plain, doubtful:
+        monkeypatch.setattr(
+            stages,
+            "_peaks",
+            lambda _, of, side, top, coarse=coarse: coarse if side == 320 else pytest.fail("not yet"),
+        )
+        assert next(iter(next(stages.glances(None, picture, 6)))) == coarse[0]
     finer = [at(302, 0.9), at(500, 0.5), at(101, 0.3)]
     assert glances(plain, finer) == ([[(100.0, 0.9)], [(302.0, 0.67), (500.0, 0.25)]], 0)
     turns, _ = glances(doubtful, finer)
-    # Each where it was seen best; what is less than half as good as the best, in a turn of its own.
-    assert turns == [[(302.0, 0.75), (100.0, 0.55)], [(500.0, 0.25), (400.0, 0.15)]]
+    # What is less than half as good as the best of both, in a turn of its own.
+    assert turns == [[(100.0, 0.8), (302.0, 0.75)], [(500.0, 0.25), (400.0, 0.15)]]
+    unclear = [at(100, 0.45), at(300, 0.4)]
+    turns, _ = glances(unclear, [at(302, 0.9), at(101, 0.55)])
+    assert turns == [[(302.0, 0.65), (101.0, 0.5)], []]  # each where it was seen best
+    turns, _ = glances(doubtful, [at(102, 0.9)])
+    assert turns == [
+        [(100.0, 0.8), (102.0, 0.85)],
+        [(300.0, 0.3), (400.0, 0.15)],
+    ]  # a second time, where it is finer
     assert glances([], []) == ([[], []], 0)
     assert glances([at(100, 0.3)], []) == ([[(100.0, 0.15)], []], 0)
     picture = picture[:300, :400]  # has no more to show
