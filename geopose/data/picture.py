@@ -50,7 +50,7 @@ class SyntheticOptions:
     view: ViewSpace = field(default_factory=ViewSpace)
     crop_size: int = 128
     crop_scale: float = 1.5
-    crop_jitter: float = 0.12
+    crop_jitter: float = 0.16
     crop_shift: float = 0.08
     crop_range: tuple[float, float] = (28.0, 280.0)
     window_size: int = 160
