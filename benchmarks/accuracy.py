@@ -76,6 +76,9 @@ def main() -> None:
     parser.add_argument(
         "--crowded", type=int, metavar="N", help="with up to N other things all over the picture"
     )
+    parser.add_argument(
+        "--mesh-error", type=float, default=0.0, help="of the things' surfaces, diameters (%(default)g)"
+    )
     args = parser.parse_args()
 
     model = load_cad(args.cad, args.unit)
@@ -83,7 +86,8 @@ def main() -> None:
     view = ViewSpace.of_training(estimator.meta["options"])
     asked = {"elevation_deg": args.elevation, "roll_deg": args.roll}
     view = replace(view, **{name: tuple(limits) for name, limits in asked.items() if limits})
-    options = SyntheticOptions(view=view, scene_range=(40.0, 400.0), softest=args.softest)
+    shown = {"softest": args.softest, "mesh_error": args.mesh_error}
+    options = SyntheticOptions(view=view, scene_range=(40.0, 400.0), **shown)
     if args.crowded is not None:
         more = {"clutter": 1.0, "alike": ALIKE, "scattered": args.crowded, "scene_range": (50.0, 150.0)}
         options = replace(options, **more)

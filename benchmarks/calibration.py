@@ -378,6 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--empty", type=int, default=100, help="renders without it (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=4_000_019, help="of the renders (default: %(default)s)")
+    parser.add_argument("--mesh-error", type=float, help="of the things' surfaces (default: as in training)")
     parser.add_argument("--out", required=True, help="folder to write to")
     args = parser.parse_args(arguments)
     if args.images < 1 or args.empty < 0:
@@ -388,7 +389,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model = mesh_of(estimator, args.cad, args.unit)
     if model.colors is None and model.texture is None:
         model = model.painted(trained.get("color"))
-    options = SyntheticOptions(view=ViewSpace.of_training(trained), alike=ALIKE, scattered=SCATTERED)
+    error = trained.get("mesh_error", 0.0) if args.mesh_error is None else args.mesh_error
+    shown = {"alike": ALIKE, "scattered": SCATTERED, "mesh_error": error}
+    options = SyntheticOptions(view=ViewSpace.of_training(trained), **shown)
     scenes = SyntheticDataset(model, estimator.keypoints, estimator.symmetries, options, args.seed, "scene")
     target = ScoredObject(model.vertices, model.diameter, estimator.symmetries.expand())
     files = list(photographs(args.without or []))  # a wrong folder is said before the work

@@ -27,6 +27,7 @@ _SCENE_FIELDS = (
     "scene_fov_deg",
     "clutter",
     "occluders",
+    "mesh_error",
     "backgrounds",
     "max_faces",
 )
@@ -112,6 +113,10 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keypoints and confidence stay, and so what is answered",
     )
+    parser.add_argument(
+        "--mesh-error", type=float, metavar="DIAMETERS",
+        help="how far the real thing's surface is from its mesh: 0.01 for a scan (default: as in training)",
+    )  # fmt: skip
 
 
 def calibrate(arguments: Arguments) -> int:
@@ -120,7 +125,7 @@ def calibrate(arguments: Arguments) -> int:
 
     out = recalibrate(
         arguments.model, arguments.out, arguments.minutes, arguments.seed, arguments.workers, arguments.device,
-        arguments.covariance_only,
+        arguments.covariance_only, arguments.mesh_error,
     )  # fmt: skip
     print(facts_text({"figures": checkpoint_facts(out)["figures"]}))
     return SUCCESS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def recalibrate(
     workers: int | None = None,
     device: str | None = None,
     covariance_only: bool = False,
+    mesh_error: float | None = None,
     quiet: bool = False,
 ) -> Path:
     """The path of a checkpoint with the weights of `path`, calibrated and judged anew, as at the end of a training.
@@ -44,6 +45,8 @@ def recalibrate(
             renders; None takes that of the training, whose own pictures are others. workers: rendering processes;
             None takes one for two cores. covariance_only: whether keypoints and confidence stay as they are, and only
             the size and the tails of the covariances are fitted: then the model answers what it answered before.
+        mesh_error: how far the real thing's surface is from its mesh, diameters, as in `TrainOptions`; None: as it was
+            in training.
     Raises:
         FileNotFoundError, ValueError: when `path` is not a checkpoint, or minutes or seed cannot be right.
     """
@@ -57,6 +60,8 @@ def recalibrate(
     warm_up()  # before the minutes begin
     known = {field.name for field in fields(TrainOptions)}
     options = TrainOptions(**{name: value for name, value in meta["options"].items() if name in known})
+    if mesh_error is not None:
+        options = replace(options, mesh_error=mesh_error)
     model, symmetries = checkpoint.light_model(meta), Symmetries.from_json(meta["symmetries"])
     workers = default_workers() if workers is None else workers
 
@@ -68,6 +73,8 @@ def recalibrate(
         return endless_loader(dataset, 1 if kind == "scene" else 16, workers, 0)
 
     command = f"geopose calibrate {path.name} --out {out.name} --minutes {minutes:g} --seed {seed}"
+    if mesh_error is not None:
+        command += f" --mesh-error {mesh_error:g}"
     seconds, began = 60.0 * minutes, time.monotonic()
     with cores_shared_with(workers), _Bar(seconds, quiet) as bar:
         calibration, figures = finish_model(

@@ -10,6 +10,7 @@ from geopose.data.sample import ViewSpace
 
 ALIKE = 0.4  # of the other things in training pictures, that have the object's colours
 SCATTERED = 5  # most other things far from the object
+MOST_MESH_ERROR = 0.1  # beyond which it is another thing
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class TrainOptions:
         azimuth_deg: heading of the camera about the object's up axis, degrees.
         roll_deg: turn of the picture, degrees. A smaller view space is learned faster and better.
         up: the object's axis that points up, "+z", "-y", ...
+        mesh_error: how far the real thing's surface is from its mesh, diameters: some 0.01 for a scan, 0 for a part
+            made from its drawing. The model learns to bear it, and what it says of its own doubt holds for such things.
         backgrounds: folder of photographs to put behind the object; None takes the built-in ones.
         network: "unet" or "hourglass".
         pretrained: start from ImageNet features; None: where the network has them (unet).
@@ -56,6 +59,7 @@ class TrainOptions:
     azimuth_deg: tuple[float, float] = (-180.0, 180.0)
     roll_deg: tuple[float, float] = (-180.0, 180.0)
     up: str = "+z"
+    mesh_error: float = 0.0
     backgrounds: str | None = None
     network: str = "unet"
     pretrained: bool | None = None
@@ -99,6 +103,7 @@ class TrainOptions:
                 0 <= self.refiner_share < 1 - self.locator_share + (self.start is not None) * 1e-9,
                 "a share that leaves the keypoint network some time (none only with start)",
             ),
+            "mesh_error": (0 <= self.mesh_error <= MOST_MESH_ERROR, f"diameters, 0 to {MOST_MESH_ERROR:g}"),
             "batch_size": (self.batch_size >= 2, "at least 2"),
             "learning_rate": (0 < self.learning_rate < 1, "a number between 0 and 1"),
             "seed": (self.seed >= 0, "a number >= 0"),
@@ -126,6 +131,7 @@ class TrainOptions:
             window_size=self.window_size,
             alike=ALIKE,
             scattered=SCATTERED,
+            mesh_error=self.mesh_error,
             backgrounds=self.backgrounds,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from geopose import cli
 from geopose.calibrate import BEST_FEATURES
 from geopose.checkpoint import read_metadata
+from geopose.data.synthetic import SyntheticDataset
 from geopose.estimate import model_of
 from geopose.recalibrate import recalibrate
 
@@ -64,6 +66,24 @@ def test_covariances_alone_can_be_calibrated(trained: Path, tmp_path: Path) -> N
     assert after["command"].endswith("--minutes 0.02 --seed 8 --covariance-only")
 
 
+def test_things_may_differ_from_their_mesh(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    class Watched(SyntheticDataset):
+        def __init__(self, *of: Any) -> None:
+            super().__init__(*of)
+            asked.append(self.options.mesh_error)
+
+    monkeypatch.setattr("geopose.recalibrate.SyntheticDataset", Watched)
+    out = tmp_path / "c.geopose"
+    for error in (None, 0.02):
+        recalibrate(trained, out, 0.01, workers=0, device="cpu", mesh_error=error, quiet=True)
+    assert asked == [0.0] * 3 + [0.02] * 3
+    assert read_metadata(out)["command"].endswith("--minutes 0.01 --seed 12 --mesh-error 0.02")
+
+
 def test_the_command_replaces_the_model(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,5 +117,7 @@ def test_what_cannot_be_right_is_refused(trained: Path, tmp_path: Path) -> None:
         recalibrate(trained, minutes=0)
     with pytest.raises(ValueError, match="seed: got -1, expected a number >= 0"):
         recalibrate(trained, seed=-1)
+    with pytest.raises(ValueError, match="mesh_error: got 0.5, expected diameters, 0 to 0.1"):
+        recalibrate(trained, mesh_error=0.5)
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         recalibrate(tmp_path / "none.geopose")

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
+from scipy.spatial.transform import Rotation
 
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.symmetry import Symmetries, find_symmetries
 from geopose.data import augment, clutter
-from geopose.data.picture import PictureMaker, SyntheticOptions
+from geopose.data.picture import PictureMaker, SyntheticOptions, misshapen
 from geopose.data.sample import ViewSpace, box_centre_size, look_at, projected_box, turned_to
 from geopose.data.synthetic import PADDING, SyntheticDataset, canonical
 from geopose.geometry.camera import Camera
@@ -187,6 +188,41 @@ def test_few_pixels_blur_the_picture_and_leave_its_labels(car: CadModel) -> None
         steps = [np.abs(np.diff(p.image.astype(float), axis=1)).mean() for p in (fine, coarse)]
         sharpness.append(steps[1] / steps[0])
     assert np.median(sharpness) < 0.7
+
+
+def test_a_thing_that_is_not_quite_its_mesh_lies_where_the_mesh_lies(car: CadModel) -> None:
+    generator = np.random.default_rng(0)
+    vertices = np.concatenate([car.vertices, car.vertices[:7]])  # some twice, as at seams
+    far, size = [], []
+    for _ in range(300):
+        moved = misshapen(generator, vertices, 0.01 * car.diameter)
+        np.testing.assert_array_equal(moved[:7], moved[-7:])
+        far.append(np.square(moved - vertices).sum(1).mean())
+        spread = [np.linalg.norm(v - v.mean(0)) for v in (moved, vertices)]
+        size.append(spread[0] / spread[1])
+        np.testing.assert_allclose(moved.mean(0), vertices.mean(0), atol=1e-9 * car.diameter)
+        turn, _ = Rotation.align_vectors(moved - moved.mean(0), vertices - vertices.mean(0))
+        assert np.degrees(turn.magnitude()) < 0.1
+    assert np.sqrt(np.mean(far)) == pytest.approx(0.01 * car.diameter, rel=0.1)
+    assert 0.002 < np.std(size) < 0.03
+    flat = misshapen(generator, np.zeros((4, 3)), 1.0)  # not a thing, but no reason to fail
+    assert np.isfinite(flat).all()
+
+
+def test_labels_are_those_of_the_mesh_where_the_thing_differs_from_it(car: CadModel) -> None:
+    away = []
+    for error in (0.0, 0.03):
+        options = SyntheticOptions(mesh_error=error, clutter=0.0, occluders=0.0)
+        maker = PictureMaker(car, options)
+        pose = Pose(look_at(0.5, 0.7, 0.0, "+z"), np.array([0.0, 0.0, 3 * car.diameter]))
+        camera = Camera(300.0, 300.0, 63.5, 63.5, (128, 128))
+        for seed in range(8):
+            picture = maker.make(np.random.default_rng(seed), camera, pose, pose)
+            pixel = np.stack(np.nonzero(picture.full)[::-1], -1)
+            said = np.asarray(camera.project(pose.apply(picture.xyz[picture.full].astype(float))))
+            away.append(np.median(np.linalg.norm(said - pixel, axis=1)))
+    assert max(away[:8]) < 0.01  # pixels
+    assert 0.5 < np.median(away[8:]) < 10
 
 
 def test_windows_hold_the_object_at_the_size_said_or_not_at_all(car: CadModel) -> None:

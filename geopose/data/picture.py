@@ -28,6 +28,9 @@ from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 
 F32 = NDArray[Any]  # float32
+Array = NDArray[Any]
+_WAVES = 6  # of a thing that is not quite its mesh
+_LONG = (-0.7, 0.7)  # logarithms of their length over the thing's, shortest and longest
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,10 @@ class SyntheticOptions:
     scattered: most of them that stand anywhere in a window or whole picture, not only at the object; alike: share of
     them that have its colours, so that shape must tell them apart; occluders: probability of flat shapes before it;
     truncated: share of crops that reach over the picture's border; gross: share of the refiner's guesses that are
-    altogether wrong; softest: most blur of the sensor's pixels, see `augment.defocus`; backgrounds: a folder of
-    photographs to use instead of the built-in backgrounds; max_faces: the mesh is simplified to this.
+    altogether wrong; mesh_error: how far the thing's surface is from its mesh, diameters, root mean square over
+    pictures: a scan is rounder than the thing, a part is worn; softest: most blur of the sensor's pixels, see
+    `augment.defocus`; backgrounds: a folder of photographs to use instead of the built-in backgrounds; max_faces: the
+    mesh is simplified to this.
     """
 
     view: ViewSpace = field(default_factory=ViewSpace)
@@ -65,6 +70,7 @@ class SyntheticOptions:
     occluders: float = 0.4
     truncated: float = 0.12
     gross: float = 0.06
+    mesh_error: float = 0.0
     softest: float = 1.6
     backgrounds: str | None = None
     max_faces: int = 2500
@@ -165,7 +171,10 @@ class PictureMaker:
         covered: F32,
     ) -> tuple[Fragments, NDArray[np.bool_], F32]:
         model = self.model
-        vertices = (self.vertices @ pose.R.T + pose.t).astype(np.float32)
+        thing = self.vertices
+        if self.options.mesh_error > 0:
+            thing = misshapen(generator, thing, self.options.mesh_error * self.diameter)
+        vertices = (thing @ pose.R.T + pose.t).astype(np.float32)
         seen = rasterize(vertices, model.faces, camera, near=1e-3 * self.diameter)
         values = seen.interpolate(self.attributes, model.faces)
         coords = values[:, :3]
@@ -252,3 +261,21 @@ class PictureMaker:
         texture = self.background(generator, (width, height)).astype(np.float32) / 255
         image += (texture - image) * cover[..., None]
         visible *= 1 - cover
+
+
+def misshapen(generator: np.random.Generator, vertices: Array, error: float) -> Array:
+    """(V, 3) the vertices of a thing that is not quite its mesh: moved along a few smooth waves, longer than half the
+    thing, so that neighbours stay neighbours. How far is drawn, too: `error` is its root mean square, in the unit of
+    the vertices. No turn and no shift of the whole is among it, to first order; a change of size may be.
+    """
+    about = vertices - vertices.mean(0)
+    longest = max(float(np.ptp(about, axis=0).max()), 1e-12)
+    turns = generator.normal(0, 1, (3, _WAVES))
+    turns *= 2 * np.pi / (np.linalg.norm(turns, axis=0) * longest * np.exp(generator.uniform(*_LONG, _WAVES)))
+    waves = np.sin(about @ turns + generator.uniform(0, 2 * np.pi, _WAVES))
+    moves = waves @ generator.normal(0, 1, (_WAVES, 3))
+    moves -= moves.mean(0)
+    inertia = np.square(about).sum() * np.eye(3) - about.T @ about
+    moves -= np.cross(np.linalg.pinv(inertia) @ np.cross(about, moves).sum(0), about)
+    far = np.sqrt(np.square(moves).sum(1).mean())
+    return vertices + moves * (error * abs(generator.normal()) / max(far, 1e-12))
