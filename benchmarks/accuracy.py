@@ -86,8 +86,9 @@ def main() -> None:
     view = ViewSpace.of_training(estimator.meta["options"])
     asked = {"elevation_deg": args.elevation, "roll_deg": args.roll}
     view = replace(view, **{name: tuple(limits) for name, limits in asked.items() if limits})
-    shown = {"softest": args.softest, "mesh_error": args.mesh_error}
-    options = SyntheticOptions(view=view, scene_range=(40.0, 400.0), **shown)
+    options = SyntheticOptions(
+        view=view, scene_range=(40.0, 400.0), softest=args.softest, mesh_error=args.mesh_error
+    )
     if args.crowded is not None:
         more = {"clutter": 1.0, "alike": ALIKE, "scattered": args.crowded, "scene_range": (50.0, 150.0)}
         options = replace(options, **more)

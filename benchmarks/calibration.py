@@ -390,8 +390,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if model.colors is None and model.texture is None:
         model = model.painted(trained.get("color"))
     error = trained.get("mesh_error", 0.0) if args.mesh_error is None else args.mesh_error
-    shown = {"alike": ALIKE, "scattered": SCATTERED, "mesh_error": error}
-    options = SyntheticOptions(view=ViewSpace.of_training(trained), **shown)
+    view = ViewSpace.of_training(trained)
+    options = SyntheticOptions(view=view, alike=ALIKE, scattered=SCATTERED, mesh_error=error)
     scenes = SyntheticDataset(model, estimator.keypoints, estimator.symmetries, options, args.seed, "scene")
     target = ScoredObject(model.vertices, model.diameter, estimator.symmetries.expand())
     files = list(photographs(args.without or []))  # a wrong folder is said before the work

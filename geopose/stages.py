@@ -91,7 +91,7 @@ def glances(net: nn.Module, picture: Picture, top: int) -> Iterator[Iterable[Can
         yield from first
         both = _closer(net, picture, 2 * top, coarse)
         near = [c for c in both[:top] if c.score >= NEARLY * both[0].score]
-        rest.extend(both[len(near) :][:top])
+        rest.extend(both[len(near) :][:top])  # the second turn, which is asked for after this one
         yield from (c for c in near if not any(c.centre is k.centre for k in first))
 
     if plain(coarse):

@@ -23,12 +23,11 @@ from geopose.cad.shading import (
     vary_color,
 )
 from geopose.data import augment, clutter
-from geopose.data.sample import ViewSpace
+from geopose.data.sample import Array, ViewSpace
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 
 F32 = NDArray[Any]  # float32
-Array = NDArray[Any]
 _WAVES = 6  # of a thing that is not quite its mesh
 _LONG = (-0.7, 0.7)  # logarithms of their length over the thing's, shortest and longest
 
