@@ -10,7 +10,6 @@ from geopose.data.sample import ViewSpace
 
 ALIKE = 0.4  # of the other things in training pictures, that have the object's colours
 SCATTERED = 5  # most other things far from the object
-MOST_MESH_ERROR = 0.1  # beyond which it is another thing
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,6 @@ class TrainOptions:
                 0 <= self.refiner_share < 1 - self.locator_share + (self.start is not None) * 1e-9,
                 "a share that leaves the keypoint network some time (none only with start)",
             ),
-            "mesh_error": (0 <= self.mesh_error <= MOST_MESH_ERROR, f"diameters, 0 to {MOST_MESH_ERROR:g}"),
             "batch_size": (self.batch_size >= 2, "at least 2"),
             "learning_rate": (0 < self.learning_rate < 1, "a number between 0 and 1"),
             "seed": (self.seed >= 0, "a number >= 0"),
@@ -116,14 +114,14 @@ class TrainOptions:
         for name, (good, expected) in checks.items():
             if not good:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {expected}")
-        self.view()
+        self.pictures()
 
     def view(self) -> ViewSpace:
         """The view space (which checks its own limits)."""
         return ViewSpace(tuple(self.elevation_deg), tuple(self.azimuth_deg), tuple(self.roll_deg), self.up)  # type: ignore[arg-type]
 
     def pictures(self) -> SyntheticOptions:
-        """What pictures these options ask for."""
+        """What pictures these options ask for (which check their own limits)."""
         return SyntheticOptions(
             view=self.view(),
             crop_size=self.crop_size,

@@ -288,6 +288,7 @@ def test_a_mesh_without_unit_gets_advice(stl: Path, capsys: Captured) -> None:
         (["evaluate", "missing", "--model", "missing.geopose"], "missing"),
         (["render", "xwing", "--out", "set", "--backgrounds", "missing"], "missing"),
         (["render", "xwing", "--out", "set", "--count", "0"], "count"),
+        (["render", "xwing", "--out", "set", "--mesh-error", "-0.01"], "mesh_error"),
         (["render", "xwing", "--out", "set", "--elevation", "50", "-50"], "elevation_deg"),
         (["train", "xwing", "--minutes", "-1"], "minutes"),
         (["demo", "--frames", "0"], "frames"),

@@ -28,6 +28,7 @@ from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 
 F32 = NDArray[Any]  # float32
+_MOST_MESH_ERROR = 0.1  # diameters, beyond which it is another thing
 _WAVES = 6  # of a thing that is not quite its mesh
 _LONG = (-0.7, 0.7)  # logarithms of their length over the thing's, shortest and longest
 
@@ -73,6 +74,12 @@ class SyntheticOptions:
     softest: float = 1.6
     backgrounds: str | None = None
     max_faces: int = 2500
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mesh_error <= _MOST_MESH_ERROR:
+            raise ValueError(
+                f"mesh_error: got {self.mesh_error!r}, expected diameters, 0 to {_MOST_MESH_ERROR:g}"
+            )
 
 
 @dataclass(frozen=True)
