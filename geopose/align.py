@@ -121,22 +121,7 @@ def align(
     agreement = float((np.abs(away) < _NEAR * size).mean())
     if not better:
         return Aligned(start, None, 0.0, agreement)
-    covariance = np.linalg.inv(best.information)
-    if float(camera.focal_rel_std) > 0:
-        covariance = covariance + _by_focal(pose, keypoints, lines, view.camera, covariance, camera)
-    return Aligned(pose, covariance, gain, agreement)
-
-
-def _by_focal(
-    pose: Pose, keypoints: Reprojection, lines: _Lines, view: Camera, covariance: Array, camera: Camera
-) -> Array:
-    """(6, 6) what the uncertain focal length adds to the covariance: the pose moves with it, to first order."""
-    step = 1e-4
-    longer = [replace(c, fx=c.fx * (1 + step), fy=c.fy * (1 + step)) for c in (camera, view)]
-    r, J = _both(pose, keypoints, lines, view)
-    moved = _both(pose, replace(keypoints, camera=longer[0]), lines, longer[1])[0]
-    turn = covariance @ (J * ((moved - r) / step)).sum((1, 2))
-    return float(camera.focal_rel_std) ** 2 * np.outer(turn, turn)
+    return Aligned(pose, np.linalg.inv(best.information), gain, agreement)
 
 
 def _size(box: Array) -> float:
@@ -299,6 +284,19 @@ def _likelihood(view: _View, inside: NDArray[np.float32]) -> float:
     return float(_TEMPER * (inside * view.odds).sum())
 
 
+def mask_agreement(pose: Pose, reading: Reading, camera: Camera, model: CadModel) -> float:
+    """How much of the predicted mask lies inside the pose's silhouette, in [0, 1]."""
+    cells = reading.mask.shape[-1]
+    view = replace(camera, distortion=()).crop_resize(reading.box, (cells, cells))
+    drawn = silhouette(view, pose, model)[0].ravel()
+    mask = reading.mask.ravel() > 0.5
+    if not mask.any() or not drawn.any():
+        return 0.0
+    inside = float(drawn[mask].mean())
+    # A pose whose silhouette dwarfs the mask is as wrong as one that misses it.
+    return inside * min(1.0, 4 * float(mask.sum()) / float(drawn.sum()))
+
+
 def keypoint_term(points_obj: Array, reading: Reading, inliers: Array, camera: Camera) -> Reprojection:
     """The keypoints' part of the least squares, in pixels of `camera`."""
     a, b, c = reading.cov_px[:, 0, 0], reading.cov_px[:, 0, 1], reading.cov_px[:, 1, 1]
@@ -307,4 +305,4 @@ def keypoint_term(points_obj: Array, reading: Reading, inliers: Array, camera: C
     return Reprojection(points_obj.T, reading.points_px.T, whiten, camera.numpy())
 
 
-__all__ = ["Aligned", "align", "keypoint_term", "silhouette"]
+__all__ = ["Aligned", "align", "keypoint_term", "mask_agreement", "silhouette"]

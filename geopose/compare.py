@@ -8,7 +8,7 @@ Notes:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ from geopose.stages import cut_square
 Array = NDArray[Any]
 
 _FINER = (1.0, 1.5, 2.0, 2.0)  # side of the crop in each drawing, over that of training
-ROUNDS = len(_FINER)  # most
 _STILL = 3.0  # squared, over its covariance: half of what chance alone moves six numbers; a pose that moves less rests
 _NEAR = 0.02  # object sizes; a point nearer than this is where it should be
 _HOPELESS = 0.1  # agreement; a pose that was moved once and then agrees less is not where the object is
@@ -41,13 +40,12 @@ class Compared:
 
     pose: the better one, or the one given where the comparison says nothing; covariance: (6, 6) in the left tangent,
     None where the pose is the one given; agreement: mean probability that a drawn point lies within 2 % of the object's
-    size of where it was drawn, before the last step; fit: the same of where the pose has it after that step.
+    size of where it was drawn, before the last step. The focal length is taken for exact.
     """
 
     pose: Pose
     covariance: Array | None
     agreement: float
-    fit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,23 +74,20 @@ def compare(
     model: CadModel,
     keypoints: Reprojection,
     crop: tuple[int, float],
-    rounds: int = ROUNDS,
-    begin: int = 0,
 ) -> Compared:
     """The pose that rests: drawn at it, the mesh is where the photograph has it.
 
     Args:
         net: a `Refiner`. picture: (H, W, 3). model: a light mesh, painted by vertex. keypoints: the inliers, in pixels
             of `camera`; they hold the first step, which may be far. crop: pixels of the crop, and its side over the
-            object's size, as in training. rounds: most drawings. begin: how many of them led to `pose` already.
+            object's size, as in training.
     """
-    covariance, agreement, fit = None, 0.0, 0.0
-    for number in range(begin, rounds):
-        flow = _flow(net, picture, camera, pose, model, (int(_FINER[number] * crop[0]), crop[1]))
+    covariance, agreement = None, 0.0
+    for number, finer in enumerate(_FINER):
+        flow = _flow(net, picture, camera, pose, model, (int(finer * crop[0]), crop[1]))
         if flow is None:
             break
         agreement, terms = flow.agreement(pose), (keypoints, flow.term)[number > 0 :]
-        fit = agreement
         if number and agreement < _HOPELESS:
             break
 
@@ -107,29 +102,9 @@ def compare(
             break
         step = np.asarray((best.pose @ pose.inverse()).log())
         pose, covariance = best.pose, np.linalg.inv(best.information)
-        covariance = covariance + _by_focal(pose, terms, covariance, float(camera.focal_rel_std))
-        fit = flow.agreement(pose)
         if number and step @ best.information @ step < _STILL:
             break
-    return Compared(pose, covariance, agreement, fit)
-
-
-def _by_focal(pose: Pose, terms: tuple[Reprojection, ...], covariance: Array, focal_rel_std: float) -> Array:
-    """(6, 6) what the uncertain focal length adds to the covariance: the pose moves with it, to first order."""
-    if focal_rel_std == 0:
-        return np.zeros((6, 6))
-    slope, by = np.zeros(6), 1 + 1e-4
-    for term in terms:
-        r, J = term.linearise(pose)
-        if term.camera is None:
-            longer = replace(term, xy=term.xy / by, whiten=term.whiten * by)
-        else:
-            longer = replace(
-                term, camera=replace(term.camera, fx=term.camera.fx * by, fy=term.camera.fy * by)
-            )
-        slope += (J * ((longer.residual(pose) - r) / (by - 1))).sum((1, 2))
-    turn = covariance @ slope
-    return focal_rel_std**2 * np.outer(turn, turn)
+    return Compared(pose, covariance, agreement)
 
 
 def _flow(

@@ -134,7 +134,7 @@ def diagnose(
     if look is None:
         empty = np.zeros((0, 1, 1), np.float32)
         return Diagnosis(picture, used, estimate, candidates, None, None, empty, None, tuple(checks))
-    reading = estimator._read(picture, look)
+    reading = estimator._read(picture, [look])[0]
     result = estimator._solve(reading, look, used).result
     checks += _of_hypotheses(estimator, reading, used)
     checks += _of_unit(estimator, estimate, distance)

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from geopose import checkpoint
-from geopose.align import align, keypoint_term, silhouette
+from geopose.align import align, keypoint_term, mask_agreement
 from geopose.cad.model import CadWarning, load_cad
 from geopose.cad.symmetry import Symmetries
 from geopose.calibrate import BEST_FEATURES, LEAST_CONFIDENCE, confidence_of
-from geopose.compare import Compared, compare
+from geopose.compare import compare
 from geopose.data.sample import box_centre_size, projected_box
 from geopose.distributed import pick_device, torch_threads
+from geopose.focal import with_focal
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import expected_distance
 from geopose.geometry.pnp import PnPOptions, PnPResult, solve_pnp, warm_up
 from geopose.geometry.pose import Pose
-from geopose.geometry.refine import Reprojection
 from geopose.image import picture_and_camera
 from geopose.nets.eight import eight_bits, has_fast_bytes
 from geopose.result import PoseEstimate, distinct
@@ -36,12 +36,12 @@ from geopose.stages import Candidate, Clock, Reading, candidate_of, glances, rea
 Array = NDArray[np.float64]
 
 CANDIDATES = 6
-_LOOKS = 2  # crops of one candidate, the second around what the first found
-_SURE = 0.85  # confidence at which no other crop is looked at
-_PROBABLE = 0.5  # confidence at which no finer picture and no pose that fitted badly is looked at
-_LIKELY = 0.5  # fit after one drawing with which a pose is pursued before other places are looked at
-_PURSUED = 3  # places that fit badly after one drawing, at most, that are looked at and drawn again
-_WIDER = 1.4  # all that fit badly are also looked at in so much wider a crop: a locator's sizes are 15 % off, or more
+_SURE = 0.85  # confidence at which nothing else is looked at
+_THERE = 0.2  # confidence at which no finer picture, no other crop and nothing that promised less is
+_PROBABLE = 0.5  # confidence at which a crop around the pose is read, but not compared anew
+_NEAR = 0.25  # diameters; keypoints that expect to be so near are compared with the photograph at once
+_PURSUED, _FAR = 3, 0.6  # the most of the others that are compared, and none that expects to be farther off
+_WIDER = 1.4  # all others are also looked at in so much wider a crop: a locator's sizes are 15 % off, or more
 _DOUBTFUL = ("no_consensus", "not_converged")  # a pose that the photograph may confirm
 _ABSENT = 0.05  # confidence below which what was looked at is taken for something else
 _DRAWN_FACES = 2500  # of the mesh that is laid over the picture
@@ -49,23 +49,26 @@ _DRAWN_FACES = 2500  # of the mesh that is laid over the picture
 
 @dataclass(frozen=True)
 class _Draft:
-    """What the keypoints of one crop say; `known` as a term of the least squares, and `first`, what the first drawing
-    makes of their pose, None before it or where it is not worth one."""
+    """What the keypoints of one crop say. away: how far from the truth their pose is expected to be, diameters."""
 
     result: PnPResult
     pose: Pose | None
     reading: Reading
     candidate: Candidate
-    known: Reprojection | None = None
-    first: Compared | None = None
+    away: float
 
     @property
     def ok(self) -> bool:
         return self.pose is not None and str(self.result.status) == "ok"
 
-    @property
-    def fit(self) -> float:
-        return self.first.fit if self.first is not None else 0.0
+
+@dataclass(frozen=True)
+class _Rest:
+    """A pose after the comparison; seen: the feature that this gave, by name."""
+
+    pose: Pose | None
+    covariance: Any
+    seen: Mapping[str, float]
 
 
 class PoseEstimator:
@@ -118,93 +121,93 @@ class PoseEstimator:
 
     def _all(self, img: Any, camera: Camera | None, max_instances: int, box: Any) -> list[PoseEstimate]:
         clock = Clock()
-        picture, camera, notes = picture_and_camera(img, camera)
+        picture, given, notes = picture_and_camera(img, camera)
+        camera = replace(given, focal_rel_std=0.0)  # until the end
         clock.add("read")
         most, found = max(CANDIDATES, 2 * max_instances), []
         seen = glances(self.nets["locator"], picture, most) if box is None else [[candidate_of(box)]]
         for places in seen:
             clock.add("locate")
             if max_instances > 1:
-                found = [f for c in places for f in self._best(picture, camera, [c], clock)]
+                found = [f for c in places for f in self._best(picture, camera, [c], clock)[0]]
                 break
-            found += self._best(picture, camera, islice(places, CANDIDATES), clock)
-            if any(map(_probable, found)):
+            more, convinced = self._best(picture, camera, islice(places, CANDIDATES), clock)
+            found += more
+            if convinced:
                 break
         timings = clock.timings()
         if not found:
-            return [self._nothing(camera, notes, timings)]
+            return [self._nothing(given, notes, timings)]
         found.sort(key=lambda f: (f.status != "ok", -f.confidence))
         found = distinct(found, self.model.diameter)[:max_instances]
         if box is None:
             found = [_seen(f) for f in found]
             found = [f for f in found if f.status != "not_found"] or found[:1]
+        found = [with_focal(f, given) for f in found]
         return [replace(f, reasons=(*f.reasons, *notes), timings=timings) for f in found]
 
     def _best(
         self, picture: NDArray[np.uint8], camera: Camera, places: Iterable[Candidate], clock: Clock
+    ) -> tuple[list[PoseEstimate], bool]:
+        """(What the likeliest of the places turn out to be, whether that will do.) The first is looked at alone, all
+        others in one pass; where keypoints expect to be near, they are compared with the photograph, until one is sure.
+        If that convinces nowhere, the rest are looked at in other crops, too, and the best of them compared."""
+        found: list[PoseEstimate] = []
+        read: list[_Draft] = []
+        places = iter(places)
+        for group in (islice(places, 1), places):
+            looks = list(group)
+            clock.add("locate")
+            drafts = self._drafts(picture, camera, looks, clock)
+            read += drafts
+            for draft in drafts:
+                if draft.away < _NEAR:
+                    found += self._compared(picture, camera, draft, clock)
+                    if _sure(found[-1]):
+                        return found, True
+        if any(map(_there, found)):
+            return found, True
+        waiting = sorted((d for d in read if d.away >= _NEAR), key=lambda d: d.away)
+        closer = [self._closer(d, self._box(d.pose, camera)) for d in waiting[:_PURSUED]]
+        wider = [replace(d.candidate, size=_WIDER * d.candidate.size) for d in read]
+        waiting += self._drafts(picture, camera, [*(c for c in closer if c is not None), *wider], clock)
+        waiting.sort(key=lambda d: d.away)
+        for draft in [d for d in waiting[:_PURSUED] if d.away < _FAR] or waiting[: not found]:
+            found.append(self._judge(draft, self._compare(picture, camera, draft), camera))
+            clock.add("compare")
+            if _there(found[-1]):
+                return found, True
+        return found, False
+
+    def _compared(
+        self, picture: NDArray[np.uint8], camera: Camera, draft: _Draft, clock: Clock
     ) -> list[PoseEstimate]:
-        """What the likeliest of the places turn out to be: all are looked at until one is sure. Those that fit after
-        one drawing are looked at twice, and drawn again; the best of the rest, if none of them is probable."""
-        found, waiting = self._looked(picture, camera, places, _LOOKS, clock)
-        if not any(map(_probable, found)):
-            closer = [self._closer(d, self._box(d, camera)) for d in waiting[:_PURSUED]]
-            wider = [replace(d.candidate, size=_WIDER * d.candidate.size) for d in waiting]
-            again = [*(c for c in closer if c is not None), *wider]
-            more, unfit = self._looked(picture, camera, again, 1, clock)
-            found, waiting = found + more, sorted(waiting + unfit, key=lambda d: -d.fit)
-        for draft in waiting[:_PURSUED]:
-            if any(map(_probable, found)):
-                break
-            found.append(self._finish(picture, camera, draft))
+        """The draft compared with the photograph, and if it is not sure then, what a crop around that pose says of it,
+        or, if it is not even probable, of its own pose."""
+        rest = self._compare(picture, camera, draft)
+        found = [self._judge(draft, rest, camera)]
+        clock.add("compare")
+        look = None if _sure(found[0]) else self._closer(draft, found[0].box)
+        for again in self._drafts(picture, camera, [] if look is None else [look], clock):
+            if found[0].confidence < _PROBABLE:
+                rest = self._compare(picture, camera, again)
+            found.append(self._judge(again, rest, camera))
             clock.add("compare")
         return found
 
-    def _looked(
-        self,
-        picture: NDArray[np.uint8],
-        camera: Camera,
-        places: Iterable[Candidate],
-        looks: int,
-        clock: Clock,
-    ) -> tuple[list[PoseEstimate], list[_Draft]]:
-        """(What fits after one drawing, drawn again, up to the first that is sure; what does not, best first)."""
-        found: list[PoseEstimate] = []
-        waiting: list[_Draft] = []
-        for place in places:
-            clock.add("locate")
-            look: Candidate | None = place
-            for _ in range(looks):
-                if look is None:
-                    break
-                draft = self._draft(picture, camera, look, clock)
-                if draft.fit < _LIKELY and "refiner" in self.nets:
-                    waiting.append(draft)
-                    break
-                found.append(self._finish(picture, camera, draft))
-                clock.add("compare")
-                if _sure(found[-1]):
-                    return found, waiting
-                look = self._closer(draft, found[-1].box)
-        return found, sorted(waiting, key=lambda d: -d.fit)
-
-    def _draft(self, picture: NDArray[np.uint8], camera: Camera, look: Candidate, clock: Clock) -> _Draft:
-        """The pose of a crop's keypoints, and what one drawing makes of it."""
-        reading = self._read(picture, look)
+    def _drafts(
+        self, picture: NDArray[np.uint8], camera: Camera, looks: list[Candidate], clock: Clock
+    ) -> list[_Draft]:
+        """The poses of the crops' keypoints, which the network reads in one pass."""
+        readings = self._read(picture, looks)
         clock.add("keypoints")
-        draft = self._solve(reading, look, camera)
+        drafts = [self._solve(reading, look, camera) for reading, look in zip(readings, looks, strict=True)]
         clock.add("pose")
-        worth = str(draft.result.status) in ("ok", *_DOUBTFUL)
-        if draft.pose is None or not worth or "refiner" not in self.nets:
-            return draft
-        known = keypoint_term(self.keypoints, reading, draft.result.inliers, camera)
-        crop = (self.crop_size, self.crop_scale)
-        first = compare(self.nets["refiner"], picture, camera, draft.pose, self.drawn, known, crop, rounds=1)
-        clock.add("compare")
-        return replace(draft, known=known, first=first)
+        return drafts
 
-    def _read(self, picture: NDArray[np.uint8], candidate: Candidate) -> Reading:
+    def _read(self, picture: NDArray[np.uint8], looks: list[Candidate]) -> list[Reading]:
         net = self.nets["keypoints"]
-        return read_crops(net, picture, [candidate], self.crop_size, self.crop_scale, self.calibration)[0]
+        return read_crops(net, picture, looks, self.crop_size, self.crop_scale, self.calibration)
 
     def _solve(self, reading: Reading, candidate: Candidate, camera: Camera) -> _Draft:
         """The pose of a crop's keypoints."""
@@ -219,32 +222,31 @@ class PoseEstimator:
         )
         known = np.isfinite(result.pose.t).all() and np.isfinite(result.pose.R).all()
         pose = result.pose if known else None
-        return _Draft(result, pose, reading, candidate)
+        away = self._away(result.covariance, pose) if pose is not None else np.inf
+        return _Draft(result, pose, reading, candidate, away)
 
-    def _finish(self, picture: NDArray[np.uint8], camera: Camera, draft: _Draft) -> PoseEstimate:
-        """The pose compared with the photograph, and whether to believe it."""
+    def _compare(self, picture: NDArray[np.uint8], camera: Camera, draft: _Draft) -> _Rest:
+        """Where the draft's pose comes to rest in the photograph."""
         result, pose, reading = draft.result, draft.pose, draft.reading
-        seen: dict[str, float] = {}
-        covariance = result.covariance if pose is not None else None
+        refiner, net = "refiner" in self.nets, self.nets.get("refiner")
+        if pose is None or str(result.status) not in ("ok", *(_DOUBTFUL if refiner else ())):
+            return _Rest(pose, result.covariance if pose is not None else None, {})
+        known = keypoint_term(self.keypoints, reading, result.inliers, camera)
+        if net is not None:
+            crop = (self.crop_size, self.crop_scale)
+            moved: Any = compare(net, picture, camera, pose, self.drawn, known, crop)
+        else:
+            moved = align(picture, camera, pose, self.drawn, reading, known)
+        seen = {"flow" if refiner else "contour": moved.agreement}
+        if moved.covariance is None:
+            return _Rest(pose, result.covariance, seen)
+        return _Rest(moved.pose, moved.covariance, seen)
+
+    def _judge(self, draft: _Draft, rest: _Rest, camera: Camera) -> PoseEstimate:
+        """The pose that rests, and whether to believe it."""
+        result, reading, pose, covariance = draft.result, draft.reading, rest.pose, rest.covariance
         status, reasons = str(result.status), (result.reason,) if result.reason else ()
-        if draft.first is not None and draft.known is not None:
-            crop, compared = (self.crop_size, self.crop_scale), draft.first
-            if compared.covariance is not None:
-                net = self.nets["refiner"]
-                more = compare(net, picture, camera, compared.pose, self.drawn, draft.known, crop, begin=1)
-                compared = (
-                    more if more.covariance is not None else replace(compared, agreement=more.agreement)
-                )
-            seen["flow"] = compared.agreement
-            if compared.covariance is not None:
-                pose, covariance = compared.pose, compared.covariance
-        elif pose is not None and status == "ok" and "refiner" not in self.nets:
-            known = keypoint_term(self.keypoints, reading, result.inliers, camera)
-            aligned = align(picture, camera, pose, self.drawn, reading, known)
-            seen["contour"] = aligned.agreement
-            if aligned.covariance is not None:
-                pose, covariance = aligned.pose, aligned.covariance
-        confidence = self.confident(self.features(draft, pose, covariance, camera, seen), pose)
+        confidence = self.confident(self.features(draft, pose, covariance, camera, rest.seen), pose)
         believed = confidence >= LEAST_CONFIDENCE
         if status == "ok" and not believed:
             status = "no_consensus"
@@ -252,16 +254,14 @@ class PoseEstimator:
         elif status in _DOUBTFUL and "refiner" in self.nets and believed:
             status, reasons = "ok", ()  # the keypoints disagreed, the photograph does not
         if covariance is not None:
-            scale = float(self.calibration.get("pose_scale", 1.0))
-            # what a guessed focal length adds is honest as it is
-            covariance = covariance * (scale if float(camera.focal_rel_std) == 0 else max(scale, 1.0))
+            covariance = covariance * float(self.calibration.get("pose_scale", 1.0))
         keypoints = {
             "points_px": reading.points_px,
             "cov_px": reading.cov_px,
             "inliers": np.asarray(result.inliers),
             "points_obj": self.keypoints,
         }
-        box = projected_box(self.model.vertices, pose, camera) if pose is not None else None
+        box = self._box(pose, camera)
         return PoseEstimate(
             pose, covariance, status, reasons,
             confidence if pose is not None else 0.0, keypoints, box, tuple(result.alternatives), {}, camera, self.model,
@@ -279,33 +279,24 @@ class PoseEstimator:
         if pose is None:
             return dict.fromkeys(BEST_FEATURES, 0.0)
         result = draft.result
-        distance = float(expected_distance(covariance, pose, self.keypoints)) / (0.1 * self.model.diameter)
+        distance = 10 * self._away(covariance, pose)
         return {
             "locator": draft.candidate.score,
             "inliers": float(np.mean(result.inliers)),
-            "precision": float(1 / (1 + np.nan_to_num(distance, nan=1e6))),
-            "agreement": self._agreement(pose, draft.reading, camera),
+            "precision": 1 / (1 + distance),
+            "agreement": mask_agreement(pose, draft.reading, camera, self.model),
             "fit": float(1 / (1 + np.nan_to_num(result.rms_px, nan=1e6) / (0.02 * draft.candidate.size))),
             "contour": 0.0,
             "flow": 0.0,
             **seen,
         }
 
-    def _agreement(self, pose: Pose, reading: Reading, camera: Camera) -> float:
-        """How much of the predicted mask lies inside the pose's silhouette, in [0, 1]."""
-        cells = reading.mask.shape[-1]
-        view = replace(camera, distortion=()).crop_resize(reading.box, (cells, cells))
-        drawn = silhouette(view, pose, self.model)[0].ravel()
-        mask = reading.mask.ravel() > 0.5
-        if not mask.any() or not drawn.any():
-            return 0.0
-        inside = float(drawn[mask].mean())
-        # A pose whose silhouette dwarfs the mask is as wrong as one that misses it.
-        return inside * min(1.0, 4 * float(mask.sum()) / float(drawn.sum()))
+    def _away(self, covariance: Any, pose: Pose) -> float:
+        """How far, on average over the keypoints, a pose of this covariance is expected to be off, diameters."""
+        distance = float(expected_distance(covariance, pose, self.keypoints)) / self.model.diameter
+        return float(np.nan_to_num(distance, nan=1e5))
 
-    def _box(self, draft: _Draft, camera: Camera) -> Array | None:
-        """Around the draft's pose, after the first drawing."""
-        pose = draft.first.pose if draft.first is not None else draft.pose
+    def _box(self, pose: Pose | None, camera: Camera) -> Array | None:
         return projected_box(self.model.vertices, pose, camera) if pose is not None else None
 
     def _closer(self, draft: _Draft, box: Array | None) -> Candidate | None:
@@ -386,8 +377,8 @@ def _sure(found: PoseEstimate) -> bool:
     return found.status == "ok" and found.confidence >= _SURE
 
 
-def _probable(found: PoseEstimate) -> bool:
-    return found.status in ("ok", *_DOUBTFUL) and found.confidence >= _PROBABLE
+def _there(found: PoseEstimate) -> bool:
+    return found.status in ("ok", *_DOUBTFUL) and found.confidence >= _THERE
 
 
 def _seen(found: PoseEstimate) -> PoseEstimate:

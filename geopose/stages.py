@@ -182,6 +182,8 @@ def read_crops(
 
     crop_size: pixels of the crop; crop_scale: its side over the object's size; calibration: see `calibrated`.
     """
+    if not candidates:
+        return []
     boxes = [square(c.centre, crop_scale * c.size) for c in candidates]
     crops = np.stack([cut_square(picture, box, crop_size) for box in boxes])
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from geopose import estimate as estimating
 from geopose import stages
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.symmetry import Symmetries
-from geopose.compare import ROUNDS, Compared, compare
+from geopose.compare import Compared, compare
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace
 from geopose.data.synthetic import SyntheticDataset
@@ -87,7 +87,7 @@ def test_one_thread_looks_at_a_picture(estimator: PoseEstimator, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("confidence", "good", "looked"), [(0.4, False, 2), (0.7, False, 1), (0.81, True, 1)]
+    ("confidence", "good", "looked"), [(0.1, False, 2), (0.3, False, 1), (0.7, False, 1), (0.81, True, 1)]
 )
 def test_a_pose_that_is_only_probable_is_not_called_good(
     estimator: PoseEstimator,
@@ -170,27 +170,43 @@ def test_a_picture_without_the_object_is_refused(estimator: PoseEstimator) -> No
     assert json.loads(estimator.estimate(flat).to_json())["cam_from_obj"] is None
 
 
-def test_only_what_fits_is_drawn_again(
+def test_only_what_keypoints_promise_is_compared(
     estimator: PoseEstimator, scenes: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where hardly anything looks like the object, places are compared by one drawing each, and three to the end."""
-    drawings: list[tuple[int, int]] = []
+    """The best place alone; where that does not convince, all others in one pass, all in other crops in another, and
+    the three best of these are drawn; what expects to be far off never is, but one, so that there is an answer."""
+    image, camera, truth, box = scenes[0]
+    compared: list[Pose] = []
+    crops: list[int] = []
+    places = [Candidate(np.array([40.0 + 90 * i, 30.0]), 70.0, 0.6) for i in range(3)]
+    places.insert(1, Candidate(box.reshape(2, 2).mean(0), float(np.ptp(box.reshape(2, 2), 0).max()), 0.6))
 
-    def counted(*args: Any, rounds: int = ROUNDS, begin: int = 0) -> Compared:
-        drawings.append((begin, rounds))
-        return compare(*args, rounds=rounds, begin=begin)
+    def counted(net: Any, picture: Any, camera: Any, pose: Pose, *more: Any) -> Compared:
+        compared.append(pose)
+        return compare(net, picture, camera, pose, *more)
+
+    def read(net: Any, picture: Any, looks: list[Candidate], *more: Any) -> Any:
+        crops.append(len(looks))
+        return stages.read_crops(net, picture, looks, *more)
 
     monkeypatch.setattr("geopose.estimate.compare", counted)
-    image, camera, _, _ = scenes[0]
-    assert estimator.estimate(image, camera).status == "ok"
-    assert drawings[:2] == [(0, 1), (1, ROUNDS)]
-    drawings.clear()
-    monkeypatch.setattr("geopose.estimate._LIKELY", 2.0)  # nothing fits so well
+    monkeypatch.setattr("geopose.estimate.read_crops", read)
+    monkeypatch.setattr("geopose.estimate.glances", lambda *_: [places, []])
     found = estimator.estimate(image, camera)
     assert found.status == "ok"
-    assert drawings.count((0, 1)) >= 2
-    assert 1 <= drawings.count((1, ROUNDS)) <= 3
-    assert drawings == sorted(drawings)
+    assert len(compared) == 1
+    assert crops == [1, 3, 0]  # its own keypoints say that the first is not the one
+    for far, most in ((np.inf, 3), (0.0, 1)):
+        compared.clear()
+        crops.clear()
+        monkeypatch.setattr("geopose.estimate._NEAR", 0.0)
+        monkeypatch.setattr("geopose.estimate._FAR", far)
+        found = estimator.estimate(image, camera)
+        assert 1 <= len(compared) <= most
+        assert crops[:2] == [1, 3]
+        assert 4 <= crops[2] <= 7  # wider, and some closer
+        near = add(found.pose, truth, estimator.model.vertices) < 0.1 * estimator.model.diameter
+        assert near  # what expects to be nearest goes first
 
 
 def test_a_finer_picture_is_looked_at_where_the_coarse_one_misleads(
@@ -277,9 +293,8 @@ def test_estimate_pose_finds_its_model_and_guesses_the_camera(scenes: list, tmp_
     found = estimate_pose(tmp_path / "photo.png", "xwing")
     assert any("focal length" in reason for reason in found.reasons)
     assert found.camera.focal_rel_std == pytest.approx(0.2)
-    if found.pose is not None:  # a guessed focal length leaves the distance uncertain
-        known = estimate_pose(image, "xwing", camera=scenes[0][1])
-        assert np.sqrt(found.covariance[2, 2]) > 3 * np.sqrt(known.covariance[2, 2])
+    known = estimate_pose(image, "xwing", camera=scenes[0][1])
+    assert np.sqrt(found.covariance[2, 2]) > 3 * np.sqrt(known.covariance[2, 2])
 
 
 def test_several_instances_are_asked_for(estimator: PoseEstimator, scenes: list) -> None:

@@ -36,6 +36,7 @@ LAYER_OF = {
     "preset_report": 3,
     "image": 3,
     "result": 3,
+    "focal": 3,
     "saved": 3,
     "stages": 3,
     "estimate": 3,
