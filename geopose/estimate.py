@@ -105,8 +105,8 @@ class PoseEstimator:
 
         Args:
             img: path, PIL image, uint8 RGB array (H, W, 3) or float tensor (3, H, W) in [0, 1]. camera: None
-                takes EXIF's focal length, else a stated guess whose uncertainty enters the covariance. box:
-                (4,) x0, y0, x1, y1 pixels around the whole object; None finds it.
+                takes EXIF's focal length, else a stated guess; their uncertainty enters covariance and confidence.
+                box: (4,) x0, y0, x1, y1 pixels around the whole object; None finds it.
         Raises:
             ValueError: on input that cannot be right, naming the argument.
         """

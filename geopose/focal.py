@@ -24,9 +24,13 @@ def moved_by_focal(pose: Pose, points: Array, camera: Camera) -> Array:
     length, to first order.
 
     Args:
-        points: (N, 3) of the object, seen with equal weights.
+        points: (N, 3) of the object, seen with equal weights; what is not in front of the camera does not count. Fewer
+            than three leave a motion along the line of sight.
     """
+    points = points[pose.apply(points)[:, 2] > 0]
     seen = np.asarray(camera.project(pose.apply(points))).T
+    if len(points) < 3 or not np.isfinite(seen).all():
+        return np.array([0.0, 0.0, float(pose.t[2]), 0.0, 0.0, 0.0])
     weights = np.array([1.0, 0.0, 1.0])[:, None].repeat(len(points), 1)
     term = Reprojection(points.T, seen, weights, camera.numpy())
     longer = replace(camera.numpy(), fx=camera.fx * (1 + _STEP), fy=camera.fy * (1 + _STEP))
@@ -50,7 +54,7 @@ def with_focal(found: PoseEstimate, camera: Camera) -> PoseEstimate:
 
     move = moved_by_focal(found.pose, points, camera)
     away = np.linalg.norm(move[:3] + np.cross(move[3:], found.pose.apply(points)), axis=-1).mean()
-    chance = erf(_RIGHT * found.model.diameter / (std * float(away) * sqrt(2)))
+    chance = erf(_RIGHT * found.model.diameter / (std * max(float(away), 1e-12) * sqrt(2)))
     return replace(
         found,
         covariance=None if found.covariance is None else wider(found.pose, found.covariance),

@@ -42,6 +42,17 @@ def test_the_pose_moves_as_scipy_moves_it(camera: Camera) -> None:
     assert origin[2] == pytest.approx(TRUTH.t[2], rel=0.1)  # ten percent of f are ten percent of the distance
 
 
+def test_what_is_behind_the_camera_does_not_count() -> None:
+    inside = Pose(TRUTH.R, np.array([0.1, 0.0, 0.3]))  # the object is all around the camera
+    front = inside.apply(POINTS)[:, 2] > 0
+    assert 3 <= front.sum() < len(POINTS)
+    moved = moved_by_focal(inside, POINTS, PINHOLE)
+    np.testing.assert_allclose(moved, moved_by_focal(inside, POINTS[front], PINHOLE))
+    assert np.isfinite(moved).all()
+    behind = Pose(TRUTH.R, -TRUTH.t)
+    np.testing.assert_array_equal(moved_by_focal(behind, POINTS, PINHOLE), [0, 0, -7, 0, 0, 0])
+
+
 @pytest.fixture(scope="module")
 def estimator() -> PoseEstimator:
     return PoseEstimator.load(model_of("xwing"))
