@@ -143,7 +143,7 @@ class PoseEstimator:
         if box is None:
             found = [_seen(f) for f in found]
             found = [f for f in found if f.status != "not_found"] or found[:1]
-        found = [with_focal(f, given) for f in found]
+        found = [with_focal(f, given, self.keypoints) for f in found]
         return [replace(f, reasons=(*f.reasons, *notes), timings=timings) for f in found]
 
     def _best(

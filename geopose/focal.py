@@ -39,14 +39,17 @@ def moved_by_focal(pose: Pose, points: Array, camera: Camera) -> Array:
     return np.asarray(np.linalg.lstsq(J @ J.T, -slope, rcond=None)[0])
 
 
-def with_focal(found: PoseEstimate, camera: Camera) -> PoseEstimate:
+def with_focal(found: PoseEstimate, camera: Camera, points: Array) -> PoseEstimate:
     """The estimate that was made with `camera` as if its focal length were exact, now with what is not known of that:
-    in the covariances, and in the confidence, as the probability that this alone leaves the pose right."""
+    in the covariances, and in the confidence, as the probability that this alone leaves the pose right.
+
+    Args:
+        points: (N, 3) of the object, which it is judged by.
+    """
     std = float(camera.focal_rel_std)
     found = replace(found, camera=camera)
     if std == 0 or found.pose is None:
         return found
-    points = found.keypoints["points_obj"]
 
     def wider(pose: Pose, covariance: Any) -> Any:
         move = std * moved_by_focal(pose, points, camera)

@@ -15,10 +15,12 @@ from scipy.special import chdtri
 
 from geopose.data.sample import projected_box
 from geopose.estimate import PoseEstimator
+from geopose.focal import with_focal
 from geopose.geometry.camera import Camera
 from geopose.geometry.motion import Motion, leap, predict, start, update
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import geodesic_angle
+from geopose.image import picture_and_camera
 from geopose.result import PoseEstimate
 
 Array = NDArray[np.float64]
@@ -116,18 +118,26 @@ class Tracker:
         if self.options.independent:
             self.searched += 1
             return self.estimator.estimate(frame, self.camera)
+        picture, given, notes = picture_and_camera(frame, self.camera)
+        # The same wrong focal length errs alike in all frames: no number of them averages it away.
+        found = self._carry(picture, replace(given, focal_rel_std=0.0), step)
+        found = with_focal(found, given, self.estimator.keypoints)
+        return replace(found, reasons=(*found.reasons, *notes))
+
+    def _carry(self, frame: Any, camera: Camera, step: float) -> PoseEstimate:
+        """The estimate from the predicted place, or from the whole picture."""
         if self._motion is None:
-            return self._search(frame)
+            return self._search(frame, camera)
         scale = self.estimator.model.diameter
         self._motion = predict(
             self._motion, step, self.options.linear_noise * scale, self.options.angular_noise
         )
-        return self._follow(frame, self._motion)
+        return self._follow(frame, camera, self._motion)
 
-    def _search(self, frame: Any) -> PoseEstimate:
+    def _search(self, frame: Any, camera: Camera) -> PoseEstimate:
         """The estimate from the whole picture; a good one starts the track anew."""
         self.searched += 1
-        found = self.estimator.estimate(frame, self.camera)
+        found = self.estimator.estimate(frame, camera)
         self._motion, self._misses = None, 0
         if found.status == "ok" and found.pose is not None:
             speed = self.options.start_speed * self.estimator.model.diameter
@@ -136,12 +146,12 @@ class Tracker:
             self._seen_by = found.camera
         return found
 
-    def _follow(self, frame: Any, motion: Motion) -> PoseEstimate:
+    def _follow(self, frame: Any, camera: Camera, motion: Motion) -> PoseEstimate:
         """The estimate from the predicted place, or from the whole picture where that fails for too long."""
         box = self._aim(motion)
         if box is None:
-            return self._search(frame)
-        found = self.estimator.estimate(frame, self.camera, box)
+            return self._search(frame, camera)
+        found = self.estimator.estimate(frame, camera, box)
         gate = float(chdtri(6, 1 - self.options.gate))
         reasons = found.reasons
         if found.status == "ok" and found.pose is not None:
@@ -157,7 +167,7 @@ class Tracker:
             )
         self._misses += 1
         if self._misses >= self.options.patience:
-            return self._search(frame)
+            return self._search(frame, camera)
         reasons = (*reasons, "the pose is predicted from earlier frames")
         if found.status == "ok":  # if that one is right, the prediction is wrong
             return self._answer(found, motion, "no_consensus", reasons, 1 - found.confidence)
@@ -182,11 +192,8 @@ class Tracker:
     def _answer(
         self, found: PoseEstimate, motion: Motion, status: str, reasons: tuple[str, ...], confidence: float
     ) -> PoseEstimate:
-        covariance = motion.pose_covariance
-        # The same wrong focal length errs alike in all frames: no number of them averages it away.
-        toward = np.array([0.0, 0.0, motion.centre[2], 0.0, 0.0, 0.0]) * float(found.camera.focal_rel_std)
         box = projected_box(self.estimator.model.vertices, motion.pose, found.camera)
         return replace(
-            found, pose=motion.pose, covariance=covariance + np.outer(toward, toward), status=status,
+            found, pose=motion.pose, covariance=motion.pose_covariance, status=status,
             reasons=reasons, confidence=confidence, box=box, covariance_dof=np.inf,
         )  # fmt: skip
