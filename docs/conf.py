@@ -25,7 +25,6 @@ sphinx_gallery_conf = {  # runs the tutorials; an error in one ends the build
     "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
-    "parallel": 2,
     "download_all_examples": False,
     "show_signature": False,
     "min_reported_time": 1e9,
