@@ -228,8 +228,8 @@ class PoseEstimator:
     def _compare(self, picture: NDArray[np.uint8], camera: Camera, draft: _Draft) -> _Rest:
         """Where the draft's pose comes to rest in the photograph."""
         result, pose, reading = draft.result, draft.pose, draft.reading
-        refiner, net = "refiner" in self.nets, self.nets.get("refiner")
-        if pose is None or str(result.status) not in ("ok", *(_DOUBTFUL if refiner else ())):
+        net = self.nets.get("refiner")
+        if pose is None or str(result.status) not in ("ok", *(_DOUBTFUL if net is not None else ())):
             return _Rest(pose, result.covariance if pose is not None else None, {})
         known = keypoint_term(self.keypoints, reading, result.inliers, camera)
         if net is not None:
@@ -237,7 +237,7 @@ class PoseEstimator:
             moved: Any = compare(net, picture, camera, pose, self.drawn, known, crop)
         else:
             moved = align(picture, camera, pose, self.drawn, reading, known)
-        seen = {"flow" if refiner else "contour": moved.agreement}
+        seen = {"contour" if net is None else "flow": moved.agreement}
         if moved.covariance is None:
             return _Rest(pose, result.covariance, seen)
         return _Rest(moved.pose, moved.covariance, seen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import erf, sqrt
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,17 +49,13 @@ def with_focal(found: PoseEstimate, camera: Camera, points: Array) -> PoseEstima
     found = replace(found, camera=camera)
     if std == 0 or found.pose is None:
         return found
-
-    def wider(pose: Pose, covariance: Any) -> Any:
-        move = std * moved_by_focal(pose, points, camera)
-        return covariance + np.outer(move, move)
-
-    move = moved_by_focal(found.pose, points, camera)
+    move = std * moved_by_focal(found.pose, points, camera)
     away = np.linalg.norm(move[:3] + np.cross(move[3:], found.pose.apply(points)), axis=-1).mean()
-    chance = erf(_RIGHT * found.model.diameter / (std * max(float(away), 1e-12) * sqrt(2)))
+    chance = erf(_RIGHT * found.model.diameter / (max(float(away), 1e-12) * sqrt(2)))
+    others = [(a, std * moved_by_focal(a.pose, points, camera)) for a in found.alternatives]
     return replace(
         found,
-        covariance=None if found.covariance is None else wider(found.pose, found.covariance),
-        alternatives=tuple(replace(a, covariance=wider(a.pose, a.covariance)) for a in found.alternatives),
+        covariance=None if found.covariance is None else found.covariance + np.outer(move, move),
+        alternatives=tuple(replace(a, covariance=a.covariance + np.outer(m, m)) for a, m in others),
         confidence=found.confidence * chance,
     )

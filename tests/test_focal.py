@@ -6,12 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flights import xwing_frames
 from scipy.optimize import least_squares
 
-from geopose.cad.model import load_cad
-from geopose.data.picture import SyntheticOptions
-from geopose.data.sample import ViewSpace
-from geopose.data.synthetic import SyntheticDataset
 from geopose.estimate import PoseEstimator, model_of
 from geopose.focal import moved_by_focal
 from geopose.geometry.camera import Camera
@@ -60,18 +57,9 @@ def estimator() -> PoseEstimator:
 
 @pytest.fixture(scope="module")
 def seen() -> Seen:
-    """Five renders of the X-wing in clear view."""
-    limits = ViewSpace(elevation_deg=(-40, 40), roll_deg=(-40, 40))
-    options = SyntheticOptions(
-        view=limits, clutter=0.0, occluders=0.0, scene_range=(140.0, 300.0), softest=1.0
-    )
-    model, out = load_cad("xwing"), []
-    data = SyntheticDataset(model, np.zeros((1, 3)), None, options, 4711, "scene")
-    for i in range(5):
-        item = data[i]
-        camera = Camera.from_matrix(item["K"], options.scene_wh)
-        out.append((item["image"].transpose(1, 2, 0).copy(), camera, Pose(item["R"], item["t"])))
-    return out
+    """Five frames of the X-wing's loop."""
+    camera, truths, pictures = xwing_frames(range(0, 150, 30))
+    return [(picture, camera, truth) for picture, truth in zip(pictures, truths, strict=True)]
 
 
 def test_a_guess_changes_what_is_said_of_the_pose_alone(estimator: PoseEstimator, seen: Seen) -> None:
