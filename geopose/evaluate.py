@@ -80,7 +80,7 @@ def evaluate_bop(
             f"{dataset.root}, split {dataset.split}: no annotated targets of object {known.obj_id}, but of {others}; "
             "choose one of these, or another split"
         )
-    target = ScoredObject(known.points, known.diameter, known.symmetries)
+    target = ScoredObject(known.points, known.diameter, known.symmetries, known.faces)
     frames = frames[:limit]
     with process_group(torch.device("cpu")) as (rank, world):
         own = [frames[i] for i in split_indices(len(frames), rank, world)]
@@ -171,6 +171,9 @@ def _run(
     for frame in tqdm(frames, disable=not progress, unit="picture"):
         try:
             image, camera = frame.load()
+            depth = None if frame.depth_path() is None else frame.load_depth()
+            if depth is not None and depth.shape != image.shape[:2]:
+                raise ValueError(f"{frame.depth_path()}: {depth.shape}, but the picture is {image.shape[:2]}")
         except ValueError as error:
             share.skipped.append(str(error))
             continue
@@ -189,10 +192,10 @@ def _run(
         estimates = _estimate(estimator, image, camera, count, given)
         seconds = time.perf_counter() - start
         if given is None:
-            rows = score(estimates, truths, target, seconds)
+            rows = score(estimates, truths, target, seconds, depth)
         else:
             pairs = zip(estimates, truths, range(len(truths)), strict=True)
-            rows = [_numbered(score([e], [t], target, seconds)[0], i) for e, t, i in pairs]
+            rows = [_numbered(score([e], [t], target, seconds, depth)[0], i) for e, t, i in pairs]
         share.scores.extend(rows)
         share.frames[frame.scene_id, frame.im_id] = frame
         for row, truth in zip(rows, truths, strict=True):

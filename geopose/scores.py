@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geopose.cad.render import rasterize
 from geopose.data.sample import projected_box
 from geopose.geometry import metrics
 from geopose.geometry.camera import Camera
@@ -28,11 +29,13 @@ IMPRECISE = 0.5  # MSSD below this share of the diameter: right side, too far of
 
 @dataclass(frozen=True, eq=False)
 class ScoredObject:
-    """The object: points (V, 3) metres, diameter (metres), symmetries (S, 4, 4) with the identity."""
+    """The object: points (V, 3) metres, diameter (metres), symmetries (S, 4, 4) with the identity; for VSD the faces
+    (F, 3) between the points."""
 
     points: Array
     diameter: float
     symmetries: Array = field(default_factory=lambda: np.eye(4)[None])
+    faces: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 3), np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,8 @@ class Score:
         status: of the estimate; "none" where the estimator gave fewer estimates than there are instances.
         add, add_s, mssd: metres; mspd: pixels; rotation_deg and translation: least over the symmetries.
         add_or_s: ADD-S for an object with symmetries, ADD for one without.
-        mssd_hits, mspd_hits: share of BOP's ten thresholds that are met, matched anew at each as BOP does.
+        mssd_hits, mspd_hits: share of BOP's ten thresholds that are met, matched anew at each as BOP does; vsd_hits: of
+            its hundred pairs of tolerance and threshold, NaN without depth.
         box_iou: overlap of the boxes of the estimated and of the true pose.
         mahalanobis2: squared distance from the truth in the estimated covariance; inside: probability of the smallest
             region that holds the truth (`metrics.share_inside`); NaN without a covariance.
@@ -84,6 +88,7 @@ class Score:
     inside: float
     failure: str
     seconds: float = float("nan")
+    vsd_hits: float = float("nan")
 
     @property
     def correct(self) -> bool:
@@ -96,13 +101,18 @@ class Score:
 
 
 def score(
-    estimates: Sequence[Any], truths: Sequence[Truth], target: ScoredObject, seconds: float = float("nan")
+    estimates: Sequence[Any],
+    truths: Sequence[Truth],
+    target: ScoredObject,
+    seconds: float = float("nan"),
+    depth: NDArray[np.float32] | None = None,
 ) -> list[Score]:
     """One Score per truth of one image, in the order of `truths`.
 
     Args:
         estimates: of this image, any number; only the `len(truths)` most confident count, as in BOP.
         truths: the instances to be found in this image.
+        depth: (H, W) metres measured in this image, 0 where unknown, for VSD.
     Notes:
         Estimates are assigned in the order of their confidence, each to the free instance nearest in MSSD;
         for the recalls this is done again at every threshold, as BOP does.
@@ -119,6 +129,10 @@ def score(
     mssd_hits = np.mean([match(mssd, x) >= 0 for x in metrics.mssd_thresholds(target.diameter)], 0)
     width = truths[0].camera.size_wh[0] if truths else 1
     mspd_hits = np.mean([match(mspd, x) >= 0 for x in metrics.mspd_thresholds(width)], 0)
+    vsd_hits = np.full(len(truths), np.nan)
+    if depth is not None and len(target.faces):
+        vsd = _vsd(posed, truths, target, depth)
+        vsd_hits = np.mean([match(each, x) >= 0 for each in vsd for x in metrics.BOP_FRACTIONS], 0)
     scores = []
     for i, truth in enumerate(truths):
         index = with_pose[chosen[i]] if chosen[i] >= 0 else without.pop(0) if without else -1
@@ -127,6 +141,7 @@ def score(
         row |= {"mssd": float(mssd[chosen[i], i]) if chosen[i] >= 0 else np.inf}
         row |= {"mspd": float(mspd[chosen[i], i]) if chosen[i] >= 0 else np.inf}
         row |= {"mssd_hits": float(mssd_hits[i]), "mspd_hits": float(mspd_hits[i])}
+        row |= {"vsd_hits": float(vsd_hits[i])}
         row["failure"] = _failure(row, estimate, truth, target)
         scores.append(Score(truth.scene_id, truth.im_id, i, index, truth.visib_fract, seconds=seconds, **row))
     return scores
@@ -158,6 +173,36 @@ def _matrix(estimates: Sequence[Any], truths: Sequence[Truth], error: Any) -> Ar
         for j, truth in enumerate(truths):
             values[i, j] = np.nan_to_num(float(error(_pose_of(estimate), truth)), nan=np.inf, posinf=np.inf)
     return values
+
+
+def _vsd(estimates: Sequence[Any], truths: Sequence[Truth], target: ScoredObject, depth: Array) -> Array:
+    """(T, E, G) visible surface discrepancies at BOP's tolerances; only the part of the picture with both is drawn."""
+    errors = np.ones((len(metrics.BOP_FRACTIONS), len(estimates), len(truths)))
+    for i, estimate in enumerate(estimates):
+        for j, truth in enumerate(truths):
+            poses = _pose_of(estimate), truth.pose
+            boxes = np.stack([projected_box(target.points, p, truth.camera) for p in poses])
+            if not np.isfinite(boxes).all() or not box_iou(*boxes) > 0:
+                continue  # nothing in common
+            width, height = truth.camera.size_wh
+            low = np.clip(np.floor(boxes[:, :2].min(0)).astype(int), 0, (width, height))
+            high = np.clip(np.ceil(boxes[:, 2:].max(0)).astype(int) + 1, 0, (width, height))
+            if not (high > low).all():
+                continue
+            view = truth.camera.crop_resize(np.concatenate([low, high]) - 0.5, tuple(high - low))
+            drawn = (_drawn_depth(target, pose, view) for pose in poses)
+            seen = depth[low[1] : high[1], low[0] : high[0]]
+            errors[:, i, j] = metrics.vsd(*drawn, seen, view, diameter=target.diameter)
+    return errors
+
+
+def _drawn_depth(target: ScoredObject, pose: Pose, camera: Camera) -> Array:
+    """(H, W) depth of the mesh at a pose, metres, 0 where it is not."""
+    width, height = camera.size_wh
+    seen = rasterize(pose.apply(target.points), target.faces, camera, near=1e-3 * target.diameter)
+    depth = np.zeros(height * width)
+    depth[seen.pixel] = seen.depth
+    return depth.reshape(height, width)
 
 
 def _errors(estimate: Any, truth: Truth, target: ScoredObject) -> dict[str, Any]:

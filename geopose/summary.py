@@ -28,7 +28,8 @@ class Summary:
             counts).
         trusted: share with status "ok" and ADD(-S) below 10 %: what a user who heeds the status gets right.
         false_accept: share of the "ok" ones that are wrong; false_refuse: share of the right ones not "ok".
-        ar_mssd, ar_mspd: BOP's average recalls; `ar`: their mean (BOP's own has VSD too, which needs depth).
+        ar_mssd, ar_mspd: BOP's average recalls; `ar`: their mean. ar_vsd: of the instances whose picture has depth;
+            ar_bop: the mean of all three, which is BOP's own.
         rotation_deg_median, translation_median: of the "ok" ones, degrees and metres.
         coverage: share of "ok" estimates whose truth is in the 50, 90, 99 % region of their distribution.
     """
@@ -50,6 +51,8 @@ class Summary:
     coverage_count: int
     statuses: dict[str, int]
     failures: dict[str, int]
+    ar_vsd: float = float("nan")
+    ar_bop: float = float("nan")
 
 
 def summarise(scores: Sequence[Score], name: str = "all") -> Summary:
@@ -59,6 +62,7 @@ def summarise(scores: Sequence[Score], name: str = "all") -> Summary:
     inside = np.array([s.inside for s in ok if np.isfinite(s.inside)])
     failures = Counter(s.failure for s in scores if s.failure)
     mssd, mspd = _mean([s.mssd_hits for s in scores]), _mean([s.mspd_hits for s in scores])
+    vsd = _mean([s.vsd_hits for s in scores if np.isfinite(s.vsd_hits)])
     return Summary(
         name=name,
         count=len(scores),
@@ -77,6 +81,8 @@ def summarise(scores: Sequence[Score], name: str = "all") -> Summary:
         coverage_count=len(inside),
         statuses=dict(Counter(s.status for s in scores).most_common()),
         failures={f: failures.get(f, 0) for f in FAILURES},
+        ar_vsd=vsd,
+        ar_bop=(mssd + mspd + vsd) / 3,
     )
 
 
@@ -160,6 +166,10 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
     percent("refused among right", [g.false_refuse for g in groups])
     percent("average recall, MSSD", [g.ar_mssd for g in groups])
     percent("average recall, MSPD", [g.ar_mspd for g in groups])
+    percent("mean of these two", [g.ar for g in groups])
+    if not all(np.isnan(g.ar_vsd) for g in groups):
+        percent("average recall, VSD", [g.ar_vsd for g in groups])
+        percent("mean of these three (BOP's AR)", [g.ar_bop for g in groups])
     number("rotation error, median of ok", [g.rotation_deg_median for g in groups], "deg")
     number("translation error, median of ok", [1000 * g.translation_median for g in groups], "mm")
     for p in LEVELS:

@@ -34,6 +34,7 @@ CAMERA = Camera(600.0, 600.0, 319.5, 239.5, (640, 480))
 BRICK = trimesh.creation.box((0.1, 0.06, 0.04))
 HALF_TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
 PLAIN = ScoredObject(np.asarray(BRICK.vertices), 0.1233)
+SOLID = ScoredObject(PLAIN.points, PLAIN.diameter, faces=np.asarray(BRICK.faces))
 TWOFOLD = ScoredObject(PLAIN.points, PLAIN.diameter, np.stack([np.eye(4), HALF_TURN]))
 
 
@@ -364,6 +365,126 @@ def test_true_boxes_are_a_task_of_their_own(bop: Path) -> None:
     np.testing.assert_allclose(
         oracle.boxes[0], oracle.estimate_all(np.zeros((480, 640, 3)), CAMERA)[0].box, atol=1e-6
     )
+
+
+def cast_depth(pose: Pose) -> NDArray[np.float64]:
+    """Depth of the brick in CAMERA's picture, metres, by trimesh's ray caster, 0 where it is not."""
+    y, x = np.mgrid[:480, :640]
+    rays = np.stack([(x - 319.5) / 600, (y - 239.5) / 600, np.ones(x.shape)], -1).reshape(-1, 3)
+    mesh = BRICK.copy().apply_transform(pose.matrix)
+    px = CAMERA.project(mesh.vertices)
+    low, high = px.min(0) - 2, px.max(0) + 2
+    near = np.flatnonzero(
+        ((rays[:, :2] * 600 + (319.5, 239.5) >= low) & (rays[:, :2] * 600 + (319.5, 239.5) <= high)).all(1)
+    )
+    places, index, _ = mesh.ray.intersects_location(np.zeros((len(near), 3)), rays[near], multiple_hits=False)
+    depth = np.zeros(480 * 640)
+    depth[near[index]] = places[:, 2]
+    return depth.reshape(480, 640)
+
+
+def bop_vsd(est: NDArray[Any], gt: NDArray[Any], test: NDArray[Any], diameter: float) -> list[float]:
+    """VSD of BOP 2019 at its ten tolerances, on whole pictures."""
+    y, x = np.mgrid[:480, :640]
+    length = np.sqrt(((x - 319.5) / 600) ** 2 + ((y - 239.5) / 600) ** 2 + 1)
+    est, gt, test = est * length, gt * length, test * length
+    seen_gt = ((gt - test <= 0.015) | (test == 0)) & (gt > 0)
+    seen = (((est - test <= 0.015) | (test == 0)) & (est > 0)) | (seen_gt & (est > 0))
+    both, union = seen_gt & seen, (seen_gt | seen).sum()
+    off = np.abs(est - gt)[both] / diameter
+    return [((off >= tau).sum() + union - both.sum()) / union for tau in np.arange(1, 11) * 0.05]
+
+
+def test_visible_surface_discrepancy_where_the_set_has_depth(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Against whole pictures by another renderer; a wall hides half of the second brick, and the third has no depth."""
+    root = tmp_path / "deep"
+    shifts = np.array([[0.006, 0, 0.01], [0, -0.004, 0.03], [0.01, 0, 0]])
+    truths = [at(-0.1 + 0.1 * i, 0.02 * i, 1 + 0.3 * i, rng.standard_normal(3)) for i in range(3)]
+    measured = []
+    with BopWriter(root, split="test", scene_id=3) as writer:
+        writer.add_model(1, CadModel.from_trimesh(BRICK, "brick"), Symmetries(PLAIN.symmetries))
+        for i, pose in enumerate(truths):
+            depth = cast_depth(pose)
+            depth[depth == 0] = 2.0 * (i == 0)  # nothing is known of what lies behind the second
+            if i == 1:
+                ys, xs = np.nonzero(depth)
+                depth[:, : int(xs.mean())] = 0.4
+            measured.append(np.round(depth * 1e4) / 1e4)
+            masks = np.ones((1, 480, 640), bool)
+            writer.add(
+                np.full((480, 640, 3), i, np.uint8),
+                CAMERA,
+                [(1, pose)],
+                depth=depth,
+                masks=masks,
+                masks_visib=masks,
+            )
+    (root / "test" / "000003" / "depth" / "000002.png").unlink()
+    evaluation = evaluate_bop(root, 1, Oracle(root, lambda i, p: Pose(p.R, p.t + shifts[i])))
+    expected = []
+    for pose, depth, shift in zip(truths[:2], measured, shifts, strict=False):
+        errors = bop_vsd(cast_depth(Pose(pose.R, pose.t + shift)), cast_depth(pose), depth, PLAIN.diameter)
+        expected.append(np.mean([[e < x for x in np.arange(1, 11) * 0.05] for e in errors]))
+    assert [s.vsd_hits for s in evaluation.scores[:2]] == pytest.approx(
+        expected, abs=0.0101
+    )  # one pair on the edge
+    assert 0.2 < expected[1] < expected[0] < 0.95
+    assert np.isnan(evaluation.scores[2].vsd_hits)
+    everything = evaluation.summaries[1]
+    assert everything.ar_vsd == pytest.approx(np.mean(expected), abs=0.01)
+    assert everything.ar_bop == pytest.approx(
+        (everything.ar_mssd + everything.ar_mspd + everything.ar_vsd) / 3
+    )
+    assert "average recall, VSD" in str(evaluation)
+    perfect = evaluate_bop(root, 1, Oracle(root))
+    assert perfect.summaries[1].ar_bop == 1
+
+
+def test_visible_surface_discrepancy_of_two_bricks_that_change_places(tmp_path: Path) -> None:
+    """Estimates are given to the nearest truth; one that is nowhere near any scores nothing."""
+    truths = [at(-0.2), at(0.2)]
+    depth = np.zeros((480, 640), np.float32)
+    rows = score(
+        [with_box(truths[1], confidence=0.9), with_box(truths[0], confidence=0.8)],
+        [Truth(t, CAMERA) for t in truths], SOLID, depth=depth,
+    )  # fmt: skip
+    assert [r.vsd_hits for r in rows] == [1, 1]
+    astray = [Truth(at(y=0.3), CAMERA)]
+    assert score([with_box(truths[0])], astray, SOLID, depth=depth)[0].vsd_hits == 0
+    assert score([with_box(at(z=-1.0))], astray, SOLID, depth=depth)[0].vsd_hits == 0
+    assert score([Estimate(None, "not_found", 0)], astray, SOLID, depth=depth)[0].vsd_hits == 0
+    assert np.isnan(score([with_box(truths[0])], astray, PLAIN, depth=depth)[0].vsd_hits), (
+        "no faces, nothing known"
+    )
+
+
+def test_without_depth_nothing_is_said_of_vsd(bop: Path) -> None:
+    evaluation = evaluate_bop(bop, 1, Oracle(bop))
+    assert np.isnan(evaluation.summaries[1].ar_vsd)
+    assert "VSD" not in str(evaluation)
+    assert evaluation.to_json()["summaries"][1]["ar_vsd"] is None
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another size", "colours"])
+def test_broken_depth_is_named_and_left_out(tmp_path: Path, damage: str) -> None:
+    root = tmp_path / "deep"
+    with BopWriter(root, split="test", scene_id=3) as writer:
+        writer.add_model(1, CadModel.from_trimesh(BRICK, "brick"), Symmetries(PLAIN.symmetries))
+        masks = np.ones((1, 480, 640), bool)
+        for i in range(2):
+            image = np.full((480, 640, 3), i, np.uint8)
+            writer.add(image, CAMERA, [(1, at())], depth=cast_depth(at()), masks=masks, masks_visib=masks)
+    broken = root / "test" / "000003" / "depth" / "000001.png"
+    if damage == "cut off":
+        broken.write_bytes(broken.read_bytes()[:200])
+    else:
+        cv2.imwrite(str(broken), np.zeros((48, 64) if damage == "another size" else (480, 640, 3), np.uint16))
+    evaluation = evaluate_bop(root, 1, Oracle(root))
+    assert evaluation.summaries[1].count == 1
+    assert len(evaluation.skipped) == 1
+    assert "000001.png" in evaluation.skipped[0]
 
 
 def test_broken_pictures_are_counted_and_left_out(bop: Path) -> None:

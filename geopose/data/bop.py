@@ -78,14 +78,24 @@ class BopFrame:
         except ValueError as error:
             raise ValueError(f"{self.scene / 'scene_camera.json'}, key {self.im_id}: {error}") from None
 
+    def depth_path(self) -> Path | None:
+        """The depth picture's file, None where there is none."""
+        paths = (self.scene / "depth" / f"{self.im_id:06d}{suffix}" for suffix in (".png", ".tif"))
+        return next((path for path in paths if path.is_file()), None)
+
     def load_depth(self) -> NDArray[np.float32]:
-        """Depth in metres, (H, W), zero where unknown. Raises ValueError when the set has none."""
-        for suffix in (".png", ".tif"):
-            path = self.scene / "depth" / f"{self.im_id:06d}{suffix}"
-            if path.is_file():
-                with Image.open(path) as picture:
-                    return np.asarray(np.asarray(picture) * (self.depth_scale * MM), np.float32)
-        raise ValueError(f"{self.scene}: no depth {self.im_id:06d}")
+        """Depth in metres, (H, W), zero where unknown. Raises ValueError when there is none, or naming a bad file."""
+        path = self.depth_path()
+        if path is None:
+            raise ValueError(f"{self.scene}: no depth {self.im_id:06d}")
+        try:
+            with Image.open(path) as picture:
+                values = np.asarray(picture)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{path}: not a readable picture ({error})") from None
+        if values.ndim != 2:
+            raise ValueError(f"{path}: expected one channel of depth, got shape {values.shape}")
+        return np.asarray(values * (self.depth_scale * MM), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +113,24 @@ class BopObject:
         return len(self.symmetries) > 1
 
     @cached_property
-    def points(self) -> Array:
-        """(V, 3) vertices of the evaluation mesh as they stand in its file, metres."""
+    def _loaded(self) -> Any:
         try:
-            loaded = trimesh.load(self.mesh, process=False)
+            return trimesh.load(self.mesh, process=False)
         except Exception as error:  # trimesh raises whatever its parsers raise
             raise ValueError(f"{self.mesh}: cannot be read as a mesh ({error})") from None
-        vertices = np.asarray(getattr(loaded, "vertices", np.empty((0, 3))), np.float64)
+
+    @cached_property
+    def points(self) -> Array:
+        """(V, 3) vertices of the evaluation mesh as they stand in its file, metres."""
+        vertices = np.asarray(getattr(self._loaded, "vertices", np.empty((0, 3))), np.float64)
         if len(vertices) == 0 or not np.isfinite(vertices).all():
             raise ValueError(f"{self.mesh}: no finite vertices")
         return vertices * MM
+
+    @cached_property
+    def faces(self) -> NDArray[np.int64]:
+        """(F, 3) numbers of `points`; none for a file of points alone."""
+        return np.asarray(getattr(self._loaded, "faces", ()), np.int64).reshape(-1, 3)
 
 
 @dataclass(frozen=True, eq=False)
