@@ -175,12 +175,14 @@ def _matrix(estimates: Sequence[Any], truths: Sequence[Truth], error: Any) -> Ar
     return values
 
 
-def _vsd(estimates: Sequence[Any], truths: Sequence[Truth], target: ScoredObject, depth: Array) -> Array:
+def _vsd(
+    estimates: Sequence[Any], truths: Sequence[Truth], target: ScoredObject, depth: NDArray[Any]
+) -> Array:
     """(T, E, G) visible surface discrepancies at BOP's tolerances; only the part of the picture with both is drawn."""
     errors = np.ones((len(metrics.BOP_FRACTIONS), len(estimates), len(truths)))
     for i, estimate in enumerate(estimates):
         for j, truth in enumerate(truths):
-            poses = _pose_of(estimate), truth.pose
+            poses = estimate.pose.numpy(), truth.pose
             boxes = np.stack([projected_box(target.points, p, truth.camera) for p in poses])
             if not np.isfinite(boxes).all() or not box_iou(*boxes) > 0:
                 continue  # nothing in common
@@ -190,9 +192,9 @@ def _vsd(estimates: Sequence[Any], truths: Sequence[Truth], target: ScoredObject
             if not (high > low).all():
                 continue
             view = truth.camera.crop_resize(np.concatenate([low, high]) - 0.5, tuple(high - low))
-            drawn = (_drawn_depth(target, pose, view) for pose in poses)
+            est, true = (_drawn_depth(target, pose, view) for pose in poses)
             seen = depth[low[1] : high[1], low[0] : high[0]]
-            errors[:, i, j] = metrics.vsd(*drawn, seen, view, diameter=target.diameter)
+            errors[:, i, j] = metrics.vsd(est, true, seen, view, diameter=target.diameter)
     return errors
 
 
