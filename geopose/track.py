@@ -26,7 +26,6 @@ from geopose.result import PoseEstimate
 Array = NDArray[np.float64]
 
 _ASTRAY = 0.3  # object sizes: a prediction less sure than this does not aim a crop
-_STEPS, _SPHERE_STEPS = 720, 64  # of a turn about an axis of symmetry; a sphere has their square
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,7 @@ class Tracker:
         self._time = -np.inf
         self._misses = 0
         self._about = estimator.model.bounds.mean(0)
-        steps = _STEPS if len(estimator.symmetries.continuous) < 2 else _SPHERE_STEPS
-        self._symmetries = Pose.from_matrix(estimator.symmetries.expand(steps))
+        self._symmetries = Pose.from_matrix(estimator.symmetries.expand())
 
     @property
     def lost(self) -> bool:

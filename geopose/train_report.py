@@ -92,7 +92,7 @@ def judge_scenes(
         scenes: collated one by one; image (1, 3, H, W) uint8, R, t, K, visib_fract, box.
         count: how many, fewer (but `least`) when `time.monotonic()` passes `until`.
     """
-    symmetries = estimator.symmetries.expand(36)
+    symmetries = estimator.symmetries.expand()
     points = estimator.model.vertices
     rows: list[dict[str, float]] = []
     for scene in scenes:
@@ -111,11 +111,11 @@ def judge_scenes(
         for name in ("rotation_deg", "translation", "keypoint_px"):
             row[name] = float("nan")
         if found.pose is not None:
-            row["rotation_deg"] = float(np.rad2deg(rotation_error(found.pose, truth, symmetries)))
-            row["translation"] = float(translation_error(found.pose, truth, symmetries))
+            same = truth @ Pose.from_matrix(symmetries)
+            row["rotation_deg"] = float(np.rad2deg(rotation_error(found.pose, same)).min())
+            row["translation"] = float(translation_error(found.pose, same).min())
             row["translation"] /= float(estimator.meta["diameter"])
-            moved = [truth @ Pose(s[:3, :3], s[:3, 3]) for s in symmetries]
-            seen = np.stack([camera.project(m.apply(estimator.keypoints)) for m in moved])
+            seen = camera.project(same.apply(estimator.keypoints))
             errors = np.linalg.norm(found.keypoints["points_px"] - seen, axis=-1)
             row["keypoint_px"] = float(np.median(errors, axis=-1).min())
         rows.append(row)
@@ -148,7 +148,7 @@ def learn_from_scenes(
         seen.append((dict(values), pose))
         return confident(values, pose)
 
-    symmetries = estimator.symmetries.expand(36)
+    symmetries = estimator.symmetries.expand()
     limit, points = 0.1 * float(estimator.meta["diameter"]), estimator.model.vertices
     lessons = Lessons([], [])
     estimator.confident = record  # type: ignore[method-assign,assignment]

@@ -291,7 +291,7 @@ def _errors(
     """By name, for each picture: rotation_deg; translation and add, in diameters; found; nearest_deg, the angle from
     the view's attitude to the nearest one trained on. None stands for infinity: no answer."""
     truth, diameter = pictures.pose, target.model.diameter
-    symmetries = np.asarray(target.symmetries.expand(36))
+    symmetries = np.asarray(target.symmetries.expand())
     middle = truth.apply(target.centre[None])[:, 0]
     distance = add_s if len(symmetries) > 1 else add
     columns = {

@@ -17,6 +17,7 @@ from geopose.cad.surface import Surface
 Array = NDArray[np.float64]
 Motion = tuple[Array, Array]  # R (3, 3), t (3,)
 MOST_FOLDS = 36
+_STEPS, _SPHERE_STEPS = 720, 64  # of a turn about an axis of symmetry; a sphere has their square
 LARGEST_GROUP = 60  # of the icosahedron; cyclic and dihedral groups stay below 2 * MOST_FOLDS
 
 
@@ -44,13 +45,15 @@ class Symmetries:
         """Whether anything but the identity leaves the object unchanged."""
         return len(self.discrete) > 1 or bool(self.continuous)
 
-    def expand(self, steps: int = 64) -> Array:
+    def expand(self, steps: int | None = None) -> Array:
         """All symmetries as a list (S', 4, 4), the identity first: a continuous axis in `steps` turns.
 
-        A sphere gets `steps` ** 2 rotations spread evenly over all of them (`even_rotations`).
+        A sphere gets `steps` ** 2 rotations spread evenly over all of them (`even_rotations`). Without `steps`, 720
+        about an axis, so that the nearest is a quarter of a degree off at most, and 64 ** 2 of a sphere.
         """
         if not self.continuous:
             return self.discrete.copy()
+        steps = steps or (_STEPS if len(self.continuous) == 1 else _SPHERE_STEPS)
         axis, point = (np.asarray(v, np.float64) for v in self.continuous[0])
         if len(self.continuous) > 1:
             turns = even_rotations(steps**2)

@@ -1,0 +1,86 @@
+"""What is learned and judged from renders, with an estimator whose errors are known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from geopose.cad.model import CadModel
+from geopose.cad.symmetry import find_symmetries
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
+from geopose.geometry.rotation import hat
+from geopose.train_report import judge_scenes, learn_from_scenes
+
+CAMERA = Camera(600.0, 600.0, 319.5, 239.5, (640, 480))
+SIGMA = np.array([3e-4, 3e-4, 2e-3, *np.deg2rad([1.0, 1.0, 1.0])])
+
+
+@pytest.fixture
+def cans(rng: np.random.Generator) -> tuple[Any, list[dict[str, torch.Tensor]]]:
+    """An estimator of a cylinder whose errors are what its covariances say, about any turn around the axis; scenes."""
+    model = CadModel.from_trimesh(trimesh.creation.cylinder(0.03, 0.12, sections=64), "can")
+    symmetries = find_symmetries(model)
+    assert len(symmetries.continuous) == 1
+    scenes, found = [], []
+    for _ in range(60):
+        truth = Pose.from_rvec_tvec(rng.normal(0, 1, 3), np.array([0.0, 0, 0.8]))
+        about = np.eye(6)
+        about[:3, 3:] = hat(truth.t)  # turns about the can, not about the camera
+        turned = truth @ Pose.from_rvec_tvec(np.array([0, 0, rng.uniform(0, 2 * np.pi)]), np.zeros(3))
+        pose = turned.retract(about @ (rng.standard_normal(6) * SIGMA))
+        points = CAMERA.project(pose.apply(model.vertices[:8]))
+        found.append(
+            SimpleNamespace(
+                pose=pose, status="ok", confidence=1.0, keypoints={"points_px": points},
+                covariance=about @ np.diag(SIGMA**2) @ about.T,
+            )
+        )  # fmt: skip
+        values = {
+            "R": truth.R,
+            "t": truth.t,
+            "K": CAMERA.K,
+            "box": np.array([0.0, 0, 90, 90]),
+            "visib_fract": 1.0,
+        }
+        scene = {k: torch.as_tensor(np.asarray(v))[None] for k, v in values.items()}
+        scenes.append(scene | {"image": torch.zeros(1, 3, 480, 640, dtype=torch.uint8)})
+    answers = iter(found)
+    estimator = SimpleNamespace(
+        symmetries=symmetries, model=model, keypoints=model.vertices[:8], meta={"diameter": model.diameter}
+    )
+
+    class Estimator(SimpleNamespace):
+        def confident(self, values: Any, pose: Pose) -> float:
+            return 1.0
+
+        def estimate(self, image: Any, camera: Camera) -> Any:
+            answer = next(answers)
+            self.confident({}, answer.pose)
+            return answer
+
+    return Estimator(**vars(estimator)), scenes
+
+
+def test_an_honest_covariance_about_an_axis_of_symmetry_stays_honest(cans: tuple[Any, list[Any]]) -> None:
+    """Five numbers are left of six where any turn about the axis is right."""
+    estimator, scenes = cans
+    lessons = learn_from_scenes(estimator, scenes, len(scenes), float("inf"))
+    d2 = [d for _, d in lessons.answered]
+    assert len(d2) == len(scenes)
+    assert all(right for _, right in lessons.considered)
+    assert np.mean(d2) == pytest.approx(5, abs=3 * np.sqrt(2 * 5 / len(d2)))
+
+
+def test_the_rotation_about_an_axis_of_symmetry_is_no_error(cans: tuple[Any, list[Any]]) -> None:
+    """What is left are two angles of one degree each: the median of their length is sqrt(2 ln 2)."""
+    estimator, scenes = cans
+    rows = judge_scenes(estimator, scenes, len(scenes), float("inf"))
+    assert np.median([r["rotation_deg"] for r in rows]) == pytest.approx(np.sqrt(2 * np.log(2)), abs=0.3)
+    assert max(r["keypoint_px"] for r in rows) < 3
+    assert all(r["found"] and r["add"] < 0.1 for r in rows)
