@@ -38,9 +38,10 @@ _FEW = 12  # points that are too few
 class Compared:
     """A pose after the comparison.
 
-    pose: the better one, or the one given where the comparison says nothing; covariance: (6, 6) in the left tangent,
-    None where the pose is the one given; agreement: mean probability that a drawn point lies within 2 % of the object's
-    size of where it was drawn, before the last step. The focal length is taken for exact.
+    pose: the better one, or the one given where the comparison says nothing, or does not agree with where it led to;
+    covariance: (6, 6) in the left tangent, None where the pose is the one given; agreement: mean probability that a
+    drawn point lies within 2 % of the object's size of where it was drawn, before the last step. The focal length is
+    taken for exact.
     """
 
     pose: Pose
@@ -82,14 +83,14 @@ def compare(
             of `camera`; they hold the first step, which may be far. crop: pixels of the crop, and its side over the
             object's size, as in training.
     """
-    covariance, agreement = None, 0.0
+    covariance, agreement, given = None, 0.0, pose
     for number, finer in enumerate(_FINER):
         flow = _flow(net, picture, camera, pose, model, (int(finer * crop[0]), crop[1]))
         if flow is None:
             break
         agreement, terms = flow.agreement(pose), (keypoints, flow.term)[number > 0 :]
         if number and agreement < _HOPELESS:
-            break
+            return Compared(given, None, agreement)
 
         def linearise(at: Pose, terms: tuple[Reprojection, ...] = terms) -> tuple[Array, Array]:
             parts = [each.linearise(at) for each in terms]

@@ -249,7 +249,7 @@ def test_a_wrong_pose_does_not_agree_and_an_unseen_one_is_left_alone(monkeypatch
 
 
 def test_a_pose_that_does_not_agree_after_a_step_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that is never sure of its flow is asked twice, of four times."""
+    """A network that is never sure of its flow is asked twice, of four times, and the pose is the one given."""
 
     class Unsure(Oracle):
         def forward(self, x: Tensor) -> Tensor:
@@ -264,6 +264,8 @@ def test_a_pose_that_does_not_agree_after_a_step_is_given_up(monkeypatch: pytest
     found = compare(oracle, picture, CAMERA, start, CAR, term, CROP)
     assert oracle.calls == 2
     assert found.agreement < 0.1
+    assert found.covariance is None
+    np.testing.assert_array_equal(found.pose.matrix, start.matrix)
 
 
 def test_a_pose_that_moves_less_than_it_is_uncertain_rests(monkeypatch: pytest.MonkeyPatch) -> None:
