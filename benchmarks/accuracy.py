@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from geopose.bench.common import model_parser, spread, write_json
 from geopose.cad.model import load_cad
+from geopose.checkpoint import model_of
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace, box_centre_size
 from geopose.data.synthetic import SyntheticDataset
-from geopose.estimate import PoseEstimator, model_of
+from geopose.estimate import PoseEstimator
 from geopose.fit import start_worker
 from geopose.stages import locate
 from geopose.train_options import ALIKE

@@ -29,10 +29,11 @@ from geopose import checkpoint
 from geopose.bench.common import interleaved, model_parser, timings, write_json
 from geopose.cad.model import load_cad
 from geopose.calibrate import read_renders
+from geopose.checkpoint import model_of
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace
 from geopose.data.synthetic import SyntheticDataset
-from geopose.estimate import PoseEstimator, model_of
+from geopose.estimate import PoseEstimator
 from geopose.export import export_onnx
 from geopose.fit import start_worker
 from geopose.nets.eight import has_fast_bytes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from geopose import nets as nets_module
 from geopose._io import atomic_path
-from geopose.cad.model import CadModel, CadWarning
+from geopose.cad.model import CadModel, CadWarning, likely_unit, load_cad
 
 FORMAT_VERSION = 2  # 1 had no bytes
 MAX_BYTES = 12_000_000
@@ -246,6 +247,39 @@ def find_model(content_hash: str) -> Path | None:
             except ValueError:
                 continue
     return None
+
+
+def has_unit(cad: Any) -> bool:
+    """Whether nobody need say in which unit `cad` is: anything but a file, or a trimesh, of bare numbers."""
+    if isinstance(cad, (str, Path)):
+        return Path(cad).suffix.lower() in {"", ".glb", ".gltf", ".3mf"}
+    return getattr(cad, "units", "m") is not None
+
+
+def model_of(cad: Any, unit: str | None = None) -> Path:
+    """The checkpoint of this CAD among the built-in and cached ones; without a unit, any unit that it was
+    trained in.
+
+    Raises:
+        FileNotFoundError: when there is none; the message is the command that trains one.
+    """
+    known = unit is not None or has_unit(cad)
+    for each in [unit] if known else ["mm", "cm", "in", "m"]:
+        with warnings.catch_warnings():
+            if not known:
+                warnings.simplefilter("ignore", CadWarning)
+            model = load_cad(cad, each)
+        path = find_model(model.content_hash)
+        if path is not None:
+            return path
+    file = str(cad) if isinstance(cad, (str, Path)) else model.source
+    name = file if Path(file).is_file() or isinstance(cad, (str, Path)) else model.name
+    spell = ""
+    if Path(name).is_file() and not has_unit(name):  # the last unit tried leaves its numbers as they are
+        spell = f" --unit {model.unit if known else likely_unit(float(model.extents.max()))}"
+    raise FileNotFoundError(
+        f"no trained model of {name!r}; train one: geopose train {shlex.quote(name)}{spell} --minutes 30"
+    )
 
 
 def jsonable(value: Any) -> Any:

@@ -3,7 +3,6 @@ none."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,9 +16,10 @@ from torch import nn
 
 from geopose import checkpoint
 from geopose.align import align, keypoint_term, mask_agreement
-from geopose.cad.model import CadWarning, load_cad
+from geopose.cad.model import load_cad
 from geopose.cad.symmetry import Symmetries
 from geopose.calibrate import BEST_FEATURES, LEAST_CONFIDENCE, confidence_of
+from geopose.checkpoint import has_unit, model_of
 from geopose.compare import compare
 from geopose.data.sample import box_centre_size, projected_box
 from geopose.distributed import pick_device, torch_threads
@@ -124,7 +124,8 @@ class PoseEstimator:
         picture, given, notes = picture_and_camera(img, camera)
         camera = replace(given, focal_rel_std=0.0)  # until the end
         clock.add("read")
-        most, found = max(CANDIDATES, 2 * max_instances), []
+        found: list[PoseEstimate] = []
+        most = max(CANDIDATES, 2 * max_instances)
         seen = glances(self.nets["locator"], picture, most) if box is None else [[candidate_of(box)]]
         for places in seen:
             clock.add("locate")
@@ -338,39 +339,12 @@ def estimate_pose(
     if model is None:
         model = model_of(cad)
     estimator = model if isinstance(model, PoseEstimator) else PoseEstimator.load(model, device)
-    content_hash = load_cad(cad, None if _has_unit(cad) else estimator.meta["unit"]).content_hash
+    content_hash = load_cad(cad, None if has_unit(cad) else estimator.meta["unit"]).content_hash
     if content_hash != estimator.meta["content_hash"]:
         raise ValueError(
             f"model: was trained on {estimator.meta['name']!r}, a mesh that differs from cad={cad!r}"
         )
     return estimator.estimate(img, camera, box)
-
-
-def _has_unit(cad: Any) -> bool:
-    """Whether nobody need say in which unit `cad` is: anything but a file of bare numbers."""
-    return not isinstance(cad, (str, Path)) or Path(cad).suffix.lower() in {"", ".glb", ".gltf", ".3mf"}
-
-
-def model_of(cad: Any, unit: str | None = None) -> Path:
-    """The checkpoint of this CAD among the built-in and cached ones; without a unit, any unit that it was
-    trained in.
-
-    Raises:
-        FileNotFoundError: when there is none; the message is the command that trains one.
-    """
-    units = [unit] if unit is not None or _has_unit(cad) else ["mm", "m", "cm", "in"]
-    for each in units:
-        with warnings.catch_warnings():
-            if len(units) > 1:
-                warnings.simplefilter("ignore", CadWarning)
-            path = checkpoint.find_model(load_cad(cad, each).content_hash)
-        if path is not None:
-            return path
-    name = cad if isinstance(cad, (str, Path)) else cad.source if Path(cad.source).is_file() else cad.name
-    spell = f" --unit {units[0] or cad.unit}" if Path(str(name)).is_file() and not _has_unit(name) else ""
-    raise FileNotFoundError(
-        f"no trained model of {str(name)!r}; train one: geopose train {name}{spell} --minutes 30"
-    )
 
 
 def _sure(found: PoseEstimate) -> bool:

@@ -18,10 +18,11 @@ from PIL import Image
 
 from geopose import cli, demo
 from geopose.cad.model import load_cad
+from geopose.checkpoint import model_of
 from geopose.data.sample import look_at, projected_box
 from geopose.diagnose import Diagnosis, diagnose
 from geopose.diagnose_page import write_page
-from geopose.estimate import PoseEstimator, model_of
+from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import exp_so3

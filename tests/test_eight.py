@@ -9,9 +9,10 @@ from torch import nn
 
 from geopose import checkpoint
 from geopose.cad.model import load_cad
+from geopose.checkpoint import model_of
 from geopose.data.picture import SyntheticOptions
 from geopose.data.synthetic import SyntheticDataset
-from geopose.estimate import PoseEstimator, model_of
+from geopose.estimate import PoseEstimator
 from geopose.nets import eight
 from geopose.nets.backbone import ConvNorm
 from geopose.nets.eight import eight_bits, has_fast_bytes

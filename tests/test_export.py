@@ -15,9 +15,9 @@ import torch
 from flights import xwing_frames
 
 from geopose import cli
-from geopose.checkpoint import load_nets, save_model
+from geopose.checkpoint import load_nets, model_of, save_model
 from geopose.data.sample import box_centre_size
-from geopose.estimate import PoseEstimator, model_of
+from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import rotation_error, translation_error
 from geopose.geometry.pnp import solve_pnp

@@ -377,7 +377,8 @@ def test_too_little_memory_is_no_lost_gpu() -> None:
 
 @pytest.mark.parametrize("size_wh", [(1, 1), (1, 500), (12_000, 9000)])
 def test_pictures_of_any_size_have_an_answer(size_wh: tuple[int, int]) -> None:
-    from geopose.estimate import PoseEstimator, model_of
+    from geopose.checkpoint import model_of
+    from geopose.estimate import PoseEstimator
 
     picture = np.zeros((size_wh[1], size_wh[0], 3), np.uint8)
     with warnings.catch_warnings():

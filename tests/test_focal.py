@@ -9,7 +9,8 @@ import pytest
 from flights import xwing_frames
 from scipy.optimize import least_squares
 
-from geopose.estimate import PoseEstimator, model_of
+from geopose.checkpoint import model_of
+from geopose.estimate import PoseEstimator
 from geopose.focal import moved_by_focal
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose

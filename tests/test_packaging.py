@@ -90,7 +90,7 @@ def test_the_wheel_works_by_itself(built: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as file:
         file.extractall(tmp_path / "site")
     code = (
-        "import geopose; from geopose.estimate import model_of; from geopose.cli import main\n"
+        "import geopose; from geopose.checkpoint import model_of; from geopose.cli import main\n"
         "print(geopose.__file__); print(model_of('xwing')); main(['info', 'xwing'])"
     )
     cache = str(tmp_path / "cache")

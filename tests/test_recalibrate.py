@@ -10,9 +10,8 @@ from safetensors import safe_open
 
 from geopose import cli
 from geopose.calibrate import BEST_FEATURES
-from geopose.checkpoint import read_metadata
+from geopose.checkpoint import model_of, read_metadata
 from geopose.data.synthetic import SyntheticDataset
-from geopose.estimate import model_of
 from geopose.recalibrate import recalibrate
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from geopose import Camera, PoseEstimate, PoseEstimator
+from geopose.checkpoint import model_of
 from geopose.demo import flight, photograph, star_field
-from geopose.estimate import model_of
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema comes with the extra [test]")
 SCHEMA = json.loads((files("geopose") / "pose_estimate.schema.json").read_text(encoding="utf-8"))

@@ -20,8 +20,9 @@ from geopose import cli
 from geopose import video as video_module
 from geopose.cad.model import CadModel
 from geopose.cad.symmetry import Symmetries
+from geopose.checkpoint import model_of
 from geopose.data.sample import projected_box
-from geopose.estimate import PoseEstimator, model_of
+from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import rotation_error, translation_error
 from geopose.geometry.pose import Pose

@@ -11,7 +11,8 @@ from PIL import Image
 
 from geopose import cli
 from geopose.cad.model import load_cad
-from geopose.estimate import PoseEstimator, model_of
+from geopose.checkpoint import model_of
+from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import exp_so3

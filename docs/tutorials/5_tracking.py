@@ -37,7 +37,7 @@ video = [
 # filter's, from this frame and the earlier ones. With another status the frame gave nothing to be trusted, and the
 # pose is where the motion leads. From the shell: ``geopose track video.mp4 --model xwing.geopose --out out.mp4``.
 
-from geopose.estimate import model_of
+from geopose.checkpoint import model_of
 
 tracker = geopose.Tracker(geopose.PoseEstimator.load(model_of("xwing")), camera)
 answers = [tracker.update(frame, number / 30) for number, frame in enumerate(video)]

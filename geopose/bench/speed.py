@@ -25,11 +25,12 @@ from geopose import checkpoint
 from geopose._io import atomic_path
 from geopose.bench.common import spread
 from geopose.cad.model import load_cad
+from geopose.checkpoint import model_of
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace, square
 from geopose.data.synthetic import SyntheticDataset
 from geopose.distributed import torch_threads
-from geopose.estimate import PoseEstimator, model_of
+from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
 from geopose.stages import cut_square
 from geopose.train_report import machine

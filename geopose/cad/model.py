@@ -310,6 +310,11 @@ def _metres_per(unit: str) -> float:
     return scale
 
 
+def likely_unit(longest: float) -> str:
+    """The unit in which a mesh that is `longest` long was probably drawn."""
+    return "mm" if longest > 10.0 else "m" if longest < 5.0 else "cm"
+
+
 def _settle_unit(
     geometry: Trimesh | Scene, suffix: str, label: str, unit: str | None, notes: list[str]
 ) -> str:
@@ -334,7 +339,7 @@ def _settle_unit(
         return "m"  # nothing to measure: the checks that follow say why
     extents = bounds[1] - bounds[0]
     longest = float(extents.max())
-    likely = "mm" if longest > 10.0 else "m" if longest < 5.0 else "cm"
+    likely = likely_unit(longest)
     size = " x ".join(f"{e:.4g}" for e in extents)
     raise ValueError(
         f"{label}: no unit given and none in the {suffix.lstrip('.').upper() or 'mesh'}. "
