@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,12 @@ class PoseEstimator:
     def estimate_all(
         self, img: Any, camera: Camera | None = None, max_instances: int = 8, *, box: Any = None
     ) -> list[PoseEstimate]:
-        """All instances, best first; one "not_found" when there is none. Arguments as in `estimate`."""
+        """All instances, best first; one "not_found" when there is none. Arguments as in `estimate`.
+
+        max_instances: at least 1; more than one takes longer, since every place is looked at.
+        """
+        if not isinstance(max_instances, (int, np.integer)) or max_instances < 1:
+            raise ValueError(f"max_instances: got {max_instances!r}, expected a whole number of at least 1")
         with torch_threads(self.threads):
             return self._all(img, camera, max_instances, box)
 
@@ -127,11 +132,11 @@ class PoseEstimator:
         found: list[PoseEstimate] = []
         most = max(CANDIDATES, 2 * max_instances)
         seen = glances(self.nets["locator"], picture, most) if box is None else [[candidate_of(box)]]
+        if max_instances > 1:
+            found = self._each(picture, camera, list(islice(chain.from_iterable(seen), most)), clock)
+            seen = []
         for places in seen:
             clock.add("locate")
-            if max_instances > 1:
-                found = [f for c in places for f in self._best(picture, camera, [c], clock)[0]]
-                break
             more, convinced = self._best(picture, camera, islice(places, CANDIDATES), clock)
             found += more
             if convinced:
@@ -140,12 +145,32 @@ class PoseEstimator:
         if not found:
             return [self._nothing(given, notes, timings)]
         found.sort(key=lambda f: (f.status != "ok", -f.confidence))
-        found = distinct(found, self.model.diameter)[:max_instances]
+        found = distinct(found)[:max_instances]
         if box is None:
             found = [_seen(f) for f in found]
             found = [f for f in found if f.status != "not_found"] or found[:1]
         found = [with_focal(f, given, self.keypoints) for f in found]
         return [replace(f, reasons=(*f.reasons, *notes), timings=timings) for f in found]
+
+    def _each(
+        self, picture: NDArray[np.uint8], camera: Camera, places: list[Candidate], clock: Clock
+    ) -> list[PoseEstimate]:
+        """What each of the places turns out to be; those that do not convince are also looked at in wider crops."""
+        found: list[PoseEstimate] = []
+        clock.add("locate")
+        drafts = self._drafts(picture, camera, places, clock)
+        wider = []
+        for draft in drafts:
+            seen = self._compared(picture, camera, draft, clock) if draft.away < _NEAR else []
+            found += seen
+            if not any(map(_there, seen)):
+                wider.append(replace(draft.candidate, size=_WIDER * draft.candidate.size))
+        drafts += self._drafts(picture, camera, wider, clock)
+        rest = sorted((d for d in drafts[len(places) :] if d.away < _FAR), key=lambda d: d.away)
+        for draft in rest or ([] if found else sorted(drafts, key=lambda d: d.away)[:1]):
+            found.append(self._judge(draft, self._compare(picture, camera, draft), camera))
+            clock.add("compare")
+        return found
 
     def _best(
         self, picture: NDArray[np.uint8], camera: Camera, places: Iterable[Candidate], clock: Clock

@@ -94,12 +94,15 @@ class PoseEstimate:
         return json.dumps(checkpoint.jsonable(value), indent=indent)
 
 
-def distinct(found: list[PoseEstimate], diameter: float) -> list[PoseEstimate]:
+def distinct(found: list[PoseEstimate]) -> list[PoseEstimate]:
     """Without the later of two answers for one instance, and without those that have no pose, if any has one."""
     kept: list[PoseEstimate] = []
+    places: list[Any] = []  # of the middle of the object: its origin may be far from it
     for f in found:
         if f.pose is None:
             continue
-        if all(k.pose is None or np.linalg.norm(f.pose.t - k.pose.t) > 0.3 * diameter for k in kept):
+        place = f.pose.apply(f.model.bounds.mean(0)[None])[0]
+        if all(np.linalg.norm(place - other) > 0.3 * f.model.diameter for other in places):
             kept.append(f)
+            places.append(place)
     return kept or found[:1]

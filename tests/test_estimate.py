@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,24 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from flights import xwing_frames
 from PIL import Image
 
+from geopose import demo, stages
 from geopose import estimate as estimating
-from geopose import stages
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.symmetry import Symmetries
+from geopose.checkpoint import model_of
 from geopose.compare import Compared, compare
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace
 from geopose.data.synthetic import SyntheticDataset
-from geopose.estimate import PoseEstimator, estimate_pose, model_of
+from geopose.estimate import PoseEstimator, estimate_pose
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import add, rotation_error
 from geopose.geometry.pose import Pose
+from geopose.geometry.rotation import exp_so3
+from geopose.result import distinct
 from geopose.stages import Candidate, calibrated, cut_square
 
 
@@ -305,8 +310,65 @@ def test_several_instances_are_asked_for(estimator: PoseEstimator, scenes: list)
     assert confidences == sorted(confidences, reverse=True)
 
 
+@pytest.fixture(scope="module")
+def formation() -> tuple[np.ndarray, Camera, list[Pose]]:
+    """Three ships before stars: a large one, and two that are small beside it."""
+    camera, (pose,), _ = xwing_frames([0])
+    rng, ship = np.random.default_rng(0), load_cad("xwing")
+    picture, poses = demo.star_field(rng, demo.SIZE_WH), []
+    for x, y, z in ((-5.0, 2.0, 26.0), (14.0, -8.0, 52.0), (16.0, 10.0, 60.0)):
+        poses.append(Pose(pose.R, np.array([x, y, z])))
+        picture = demo.photograph(ship, camera, poses[-1], picture, rng)
+    return picture, camera, poses
+
+
+def test_all_of_several_instances_are_found(estimator: PoseEstimator, formation: tuple) -> None:
+    picture, camera, poses = formation
+    ship = load_cad("xwing")
+    found = [f for f in estimator.estimate_all(picture, camera, max_instances=3) if f.status == "ok"]
+    assert len(found) == 3
+    for pose in poses:
+        assert min(add(f.pose, pose, ship.vertices) for f in found) < 0.1 * ship.diameter
+
+
+def test_every_place_is_looked_at_for_several_instances(
+    estimator: PoseEstimator, formation: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is far clearer than the others ends the search for one instance, not that for several."""
+    picture, camera, poses = formation
+    peaks = [
+        Candidate(camera.project(p.t[None])[0], 90.0, s) for p, s in zip(poses, (0.95, 0.4, 0.4), strict=True)
+    ]
+    monkeypatch.setattr(stages, "_peaks", lambda *_: peaks)
+    looked: list[int] = []
+    old = PoseEstimator._read
+    monkeypatch.setattr(
+        PoseEstimator, "_read", lambda self, p, looks: looked.append(len(looks)) or old(self, p, looks)
+    )
+    estimator.estimate_all(picture, camera, max_instances=3)
+    assert looked[0] == 3
+
+
+def test_one_thing_is_counted_once_wherever_its_origin_is(estimator: PoseEstimator, scenes: list) -> None:
+    """Two answers a few degrees apart, of a part that lies ten diameters off the origin of its file."""
+    image, camera, _, box = scenes[0]
+    found = estimator.estimate(image, camera, box=box)
+    far = 10 * found.model.diameter
+    model = replace(found.model, vertices=found.model.vertices + np.float32([far, 0, 0]))
+    middle = model.bounds.mean(0)
+    first = Pose(np.eye(3), np.array([0, 0, 50.0]) - middle)
+    R = np.asarray(exp_so3(np.array([0, 0, np.deg2rad(3)])))
+    second = Pose(R, np.array([0, 0, 50.0]) - R @ middle)
+    third = Pose(np.eye(3), first.t + [0.5 * model.diameter, 0, 0])
+    answers = [replace(found, pose=pose, model=model) for pose in (first, second, third)]
+    assert [f.pose for f in distinct(answers)] == [first, third]
+
+
 def test_bad_arguments_are_named(estimator: PoseEstimator, scenes: list) -> None:
     image, camera, _, _ = scenes[0]
+    for count in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"max_instances: got {count}"):
+            estimator.estimate_all(image, camera, max_instances=count)
     with pytest.raises(ValueError, match="camera"):
         estimator.estimate(image[:100], camera)
     with pytest.raises(ValueError, match="box"):
@@ -327,6 +389,14 @@ def test_an_untrained_mesh_is_told_how_to_train(tmp_path: Path, monkeypatch: pyt
         estimate_pose(np.zeros((48, 64, 3), np.uint8), path)
     with pytest.raises(FileNotFoundError, match="geopose train brick --minutes"):
         model_of(CadModel.from_trimesh(trimesh.creation.box((1, 2, 3)), "brick"))
+    spaced = tmp_path / "my part.stl"  # as small as metres are
+    trimesh.creation.box((0.1, 0.2, 0.35)).export(spaced)
+    with pytest.raises(FileNotFoundError, match=r"geopose train '.*my part\.stl' --unit m --minutes"):
+        estimate_pose(np.zeros((48, 64, 3), np.uint8), spaced)
+    with pytest.raises(FileNotFoundError, match=r"--unit in --minutes"):
+        model_of(spaced, "in")
+    with pytest.raises(FileNotFoundError, match="no trained model of 'mesh'"):
+        estimate_pose(np.zeros((48, 64, 3), np.uint8), trimesh.creation.box((1, 2, 3)))
 
 
 def test_a_crop_shows_what_its_camera_sees() -> None:
