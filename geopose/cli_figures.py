@@ -9,9 +9,12 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geopose.cli_options import SUCCESS, Arguments, add_json, add_options, options_from, output_file, report
+
+if TYPE_CHECKING:
+    from geopose.summary import Evaluation, Evaluations
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +22,20 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("bop",), default="bop", help="of the data set (default: %(default)s)"
     )
-    parser.add_argument("--obj", type=int, metavar="ID", help="object of the set (default: its only one)")
-    parser.add_argument("--model", required=True, metavar="FILE", help="checkpoint")
+    parser.add_argument(
+        "--obj",
+        type=int,
+        action="append",
+        metavar="ID",
+        help="object of the set (default: its only one); again for each further one",
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="checkpoint; again for each further object, in their order",
+    )
     parser.add_argument("--split", help="folder of the split (default: the test split)")
     parser.add_argument(
         "--boxes", choices=("none", "gt"), default="none", help='"gt": the true boxes are given'
@@ -30,10 +45,13 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
     parser.add_argument(
-        "--csv", metavar="FILE", type=output_file, help="write the BOP challenge's results file"
+        "--csv",
+        metavar="FILE",
+        type=output_file,
+        help="write the BOP challenge's results file, which is to be named METHOD_DATASET-SPLIT.csv",
     )
     parser.add_argument(
-        "--report", metavar="FILE", type=output_file, help="write an HTML report with pictures"
+        "--report", metavar="FILE", type=output_file, help="write an HTML report with pictures, of one object"
     )
     parser.add_argument("--device", help='"cpu", "cuda", ... (default: a GPU when there is one)')
     add_json(parser)
@@ -42,16 +60,26 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluate(arguments: Arguments) -> int:
     from geopose.distributed import rank_world
     from geopose.estimate import PoseEstimator
-    from geopose.evaluate import evaluate_bop
+    from geopose.evaluate import evaluate_bop, evaluate_bop_objects
 
-    names = ("split", "boxes", "visib", "csv", "report", "limit")
-    evaluation = evaluate_bop(
-        arguments.dir,
-        arguments.obj,
-        PoseEstimator.load(arguments.model, arguments.device),
-        progress=sys.stderr.isatty(),
-        **{name: getattr(arguments, name) for name in names},
-    )
+    objects, models = arguments.obj or [None], arguments.model
+    if len(objects) != len(models) or len(set(objects)) < len(objects):
+        raise ValueError(
+            f"--obj, --model: got objects {arguments.obj} and checkpoints {models}, "
+            "expected each object once, and a checkpoint for each"
+        )
+    if len(objects) > 1 and arguments.report:
+        raise ValueError(f"--report: got {len(objects)} objects, expected one: run it once for each")
+    names = ("split", "boxes", "visib", "csv", "limit")
+    options = {name: getattr(arguments, name) for name in names} | {"progress": sys.stderr.isatty()}
+    loaded = {i: PoseEstimator.load(m, arguments.device) for i, m in zip(objects, models, strict=True)}
+    evaluation: Evaluation | Evaluations
+    if len(objects) == 1:
+        evaluation = evaluate_bop(
+            arguments.dir, objects[0], loaded[objects[0]], report=arguments.report, **options
+        )
+    else:
+        evaluation = evaluate_bop_objects(arguments.dir, loaded, **options)
     if rank_world()[0] == 0:
         report(arguments, str(evaluation), evaluation.to_json())
     return SUCCESS

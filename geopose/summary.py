@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from geopose.scores import CORRECT, FAILURES, Score, ScoredObject, Truth, score
 
 ADD_FRACTIONS = (0.02, 0.05, 0.1, 0.2)  # of the diameter
 LEVELS = (0.5, 0.9, 0.99)
+BINS = 10  # of the confidence
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Summary:
             ar_bop: the mean of all three, which is BOP's own.
         rotation_deg_median, translation_median: of the "ok" ones, degrees and metres.
         coverage: share of "ok" estimates whose truth is in the 50, 90, 99 % region of their distribution.
+        calibration_error: mean distance of the confidence from the share that is right, over its tenths, weighted by
+            their counts, of every pose given (Guo et al., "On calibration of modern neural networks", 2017, eq. 3).
     """
 
     name: str
@@ -53,6 +56,7 @@ class Summary:
     failures: dict[str, int]
     ar_vsd: float = float("nan")
     ar_bop: float = float("nan")
+    calibration_error: float = float("nan")
 
 
 def summarise(scores: Sequence[Score], name: str = "all") -> Summary:
@@ -83,7 +87,38 @@ def summarise(scores: Sequence[Score], name: str = "all") -> Summary:
         failures={f: failures.get(f, 0) for f in FAILURES},
         ar_vsd=vsd,
         ar_bop=(mssd + mspd + vsd) / 3,
+        calibration_error=_calibration_error(reliability_bins(scores)),
     )
+
+
+def reliability_bins(scores: Sequence[Score]) -> list[tuple[int, float, float, int]]:
+    """(its number, mean confidence, share with ADD(-S) below 0.1 d, count) for each tenth of the confidence that holds
+    any of the poses given, whatever their status."""
+    posed = [s for s in scores if np.isfinite(s.add)]
+    confidence, right = np.array([s.confidence for s in posed]), np.array([s.correct for s in posed])
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    inside = [(int(i), place == i) for i in np.unique(place)]
+    return [(i, float(confidence[a].mean()), float(right[a].mean()), int(a.sum())) for i, a in inside]
+
+
+def _calibration_error(bins: Sequence[tuple[int, float, float, int]]) -> float:
+    off = sum(count * abs(said - right) for _, said, right, count in bins)
+    return off / sum(count for *_, count in bins) if bins else float("nan")
+
+
+def mean_summary(summaries: Sequence[Summary], name: str) -> Summary:
+    """The mean of several summaries, each of the same weight; counts are summed, and what is NaN is left out."""
+    rows: list[dict[str, Any]] = [asdict(s) | {"name": 0} for s in summaries]
+    return Summary(**({k: _together([row[k] for row in rows]) for k in rows[0]} | {"name": name}))
+
+
+def _together(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], dict):
+        keys = dict.fromkeys(k for v in values for k in v)
+        return {k: _together([v[k] for v in values if k in v]) for k in keys}
+    if isinstance(values[0], int):
+        return sum(values)
+    return _mean([v for v in values if not np.isnan(v)])
 
 
 def _mean(values: Any) -> float:
@@ -99,7 +134,7 @@ class Evaluation:
     """Scores of every instance and their summaries; print it for a table.
 
     Attributes:
-        summaries: of the clearly visible instances, then of all.
+        summaries: of the clearly visible instances, then of all; none where the truth is withheld.
         seconds_median: per image, from the picture in memory to the poses.
         skipped: pictures that could not be read, in words; their instances are not among the scores.
     """
@@ -117,6 +152,42 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON: what is infinite or unknown is null."""
         return dict(_plain(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """The Evaluations of several objects of one data set, by object id; print them for their tables and the means.
+
+    seconds_median: per image, for all of its objects.
+    """
+
+    objects: Mapping[int, Evaluation]
+    seconds_median: float
+
+    @property
+    def mean(self) -> Evaluation:
+        """Means over the objects of the clearly visible instances and of all; last, as the challenge counts, every
+        instance alike. Without scores; without summaries where no truth is known."""
+        ids = [i for i, e in self.objects.items() if e.summaries]
+        known = [self.objects[i] for i in ids]
+        said = "means over the objects; counts are sums" if known else "no truth is known of any"
+        title = f"objects {', '.join(map(str, ids or self.objects))}: {said}"
+        groups = [
+            mean_summary(group, f"mean, {group[0].name}")
+            for group in zip(*(e.summaries for e in known), strict=True)
+        ]
+        if known:
+            groups.append(summarise([s for e in known for s in e.scores], "all instances alike"))
+        return Evaluation(title, tuple(groups), (), self.seconds_median)
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, (*self.objects.values(), self.mean)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON: "objects", each as `Evaluation.to_json` with its "obj_id", and their "mean"."""
+        objects = [{"obj_id": obj_id} | e.to_json() for obj_id, e in self.objects.items()]
+        mean = self.mean.to_json()
+        return {"objects": objects, "mean": {k: mean[k] for k in ("title", "summaries", "seconds_median")}}
 
 
 def _plain(value: Any) -> Any:
@@ -174,6 +245,7 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
     number("translation error, median of ok", [1000 * g.translation_median for g in groups], "mm")
     for p in LEVELS:
         percent(f"truth in the {100 * p:g} % region", [g.coverage[f"{p:g}"] for g in groups])
+    percent("calibration error of confidence", [g.calibration_error for g in groups])
     for name in FAILURES:
         lines.append((f"failed: {name}", [str(g.failures[name]) for g in groups]))
     return lines
@@ -181,7 +253,9 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
 
 def table(evaluation: Evaluation) -> str:
     """The evaluation as text."""
-    cells = [("", [g.name for g in evaluation.summaries]), *rows_of(evaluation)]
+    cells = (
+        [("", [g.name for g in evaluation.summaries]), *rows_of(evaluation)] if evaluation.summaries else []
+    )
     widths = [max(len(texts[i]) for _, texts in cells) + 2 for i in range(len(evaluation.summaries))]
     text = [evaluation.title, *evaluation.notes]
     for label, texts in cells:

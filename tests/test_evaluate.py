@@ -24,11 +24,12 @@ from geopose.cad.symmetry import Symmetries
 from geopose.data.bop import read_bop
 from geopose.data.bop_results import read_results
 from geopose.data.bop_write import BopWriter
-from geopose.evaluate import evaluate_bop
+from geopose.evaluate import evaluate_bop, evaluate_bop_objects
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
+from geopose.report import write_report
 from geopose.scores import Score, ScoredObject, Truth, box_iou, mahalanobis2, match, score
-from geopose.summary import evaluate_renders, evaluation_of, summarise
+from geopose.summary import evaluate_renders, evaluation_of, reliability_bins, summarise
 
 CAMERA = Camera(600.0, 600.0, 319.5, 239.5, (640, 480))
 BRICK = trimesh.creation.box((0.1, 0.06, 0.04))
@@ -243,6 +244,30 @@ def test_summary_counts_trust_and_refusal_apart() -> None:
     assert "-" in str(evaluation_of("none", []))
 
 
+def test_calibration_error_of_the_poses_given(tmp_path: Path) -> None:
+    gt, wrong = at(), at(x=0.1)
+    rows = [one(with_box(pose, confidence=0.96), gt) for pose in (gt, gt, gt, wrong)]
+    rows += [one(with_box(wrong, status="no_consensus", confidence=c), gt) for c in (0.3, 0.36)]
+    rows += [one(with_box(gt, confidence=1.0), gt), one(Estimate(None, "not_found", 0.0), gt)]
+    bins = reliability_bins(rows)
+    assert [(tenth, count) for tenth, *_, count in bins] == [(3, 2), (9, 5)], "nothing given counts in no bin"
+    expected = (2 * 0.33 + 5 * abs((4 * 0.96 + 1.0) / 5 - 4 / 5)) / 7
+    assert summarise(rows).calibration_error == pytest.approx(expected)
+    assert np.isnan(summarise(rows[-1:]).calibration_error)
+    evaluation = evaluation_of("seven poses", rows)
+    assert re.search(r"calibration error of confidence +21\.4 %", str(evaluation))
+    page = write_report(tmp_path / "r.html", evaluation, []).read_text()
+    svg = page[page.rindex("<svg") :]
+    assert re.findall(r">(\d+)</text>", svg)[-2:] == ["2", "5"]
+    places = [tuple(map(float, c)) for c in re.findall(r"<circle cx='([\d.]+)' cy='([\d.]+)'", svg)]
+    x, y, size, _ = (
+        float(v) for v in re.search(r"<rect x='(\d+)' y='(\d+)' width='(\d+)' height='(\d+)'", svg).groups()
+    )
+    expected_places = [(0.33, 0.0), (0.968, 0.8)]
+    for place, (said, right) in zip(places, expected_places, strict=True):
+        assert place == pytest.approx((x + said * size, y + (1 - right) * size), abs=0.051)
+
+
 # Whole data sets.
 
 
@@ -305,6 +330,165 @@ def test_views_that_the_model_was_not_trained_for_are_counted(bop: Path) -> None
         assert words is None or (words in notes[0] and "elevation 89 to 90" in notes[0])
 
 
+def test_a_model_of_another_object_is_noted(bop: Path) -> None:
+    known, oracle = read_bop(bop).objects[1], Oracle(bop)
+    twofold, plain = Symmetries(TWOFOLD.symmetries).to_json(), Symmetries.none().to_json()
+    for meta, words in (
+        ({"diameter": 1.019 * known.diameter, "symmetries": twofold}, ()),
+        ({"diameter": 1.03 * known.diameter, "symmetries": twofold}, ("diameter 127.0 mm",)),
+        ({"diameter": 0.97 * known.diameter, "symmetries": plain}, ("diameter 119.6 mm", "the model none")),
+        ({}, ()),
+    ):
+        oracle.meta = meta
+        notes = evaluate_bop(bop, 1, oracle, limit=1).notes
+        assert len(notes) == len(words)
+        assert all(w in note for w, note in zip(words, notes, strict=True))
+
+
+def name_targets(root: Path, images: dict[int, int], obj_id: int = 1) -> None:
+    """Writes the challenge's targets, {im_id: inst_count}, beside the set."""
+    rows = [{"scene_id": 3, "im_id": i, "obj_id": obj_id, "inst_count": n} for i, n in images.items()]
+    (root / "test_targets_bop19.json").write_text(json.dumps(rows))
+
+
+def test_where_the_truth_is_withheld_the_poses_are_written(bop: Path, tmp_path: Path) -> None:
+    oracle = Oracle(bop)
+    name_targets(bop, {0: 1, 1: 2, 2: 1, 3: 1, 4: 1, 5: 1})
+    for name in ("scene_gt.json", "scene_gt_info.json"):
+        (bop / "test" / "000003" / name).unlink()
+    csv = tmp_path / "r.csv"
+    for more, words in (
+        ({}, "csv: the truth of object 1 is withheld in .*expected a file"),
+        (
+            {"csv": csv, "report": tmp_path / "r.html"},
+            "report: got '.*r.html', but the truth of object 1 is withheld",
+        ),
+        ({"csv": csv, "boxes": "gt"}, 'boxes: got "gt", but the truth of object 1 is withheld'),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evaluate_bop(bop, None, oracle, **more)
+    assert oracle.calls == 0, "said before the work begins"
+    evaluation = evaluate_bop(bop, None, oracle, csv=csv, summary=tmp_path / "s.json")
+    results = read_results(csv)
+    assert [(r.scene_id, r.im_id, r.obj_id) for r in results] == [(3, i, 1) for i in (0, 1, 1, 2, 3, 4, 5)]
+    for r, truth in zip(results, (p for i in range(6) for p in oracle.truth[i]), strict=True):
+        np.testing.assert_allclose(r.pose.t, truth.t, atol=1e-9)
+    assert (evaluation.summaries, evaluation.scores) == ((), ())
+    assert evaluation.seconds_median > 0
+    said = str(evaluation)
+    assert f"the truth of 6 of 6 targets is withheld: no figures of them, only poses in {csv}" in said
+    assert "ADD" not in said
+    assert json.loads((tmp_path / "s.json").read_text())["summaries"] == []
+
+
+def test_a_target_gets_as_many_lines_as_it_asks_for(bop: Path, tmp_path: Path) -> None:
+    """Not as many as are annotated; a target without any truth, beside others, has its lines, too."""
+    oracle = Oracle(bop)
+    name_targets(bop, {0: 1, 1: 2, 2: 1})
+    for name in ("scene_gt.json", "scene_gt_info.json"):
+        path = bop / "test" / "000003" / name
+        table = json.loads(path.read_text())
+        path.write_text(json.dumps(table | {"1": table["1"][:1], "2": []}))
+    evaluation = evaluate_bop(bop, 1, oracle, csv=tmp_path / "r.csv")
+    assert [r.im_id for r in read_results(tmp_path / "r.csv")] == [0, 1, 1, 2]
+    assert evaluation.summaries[1].count == 2
+    assert any("the truth of 1 of 3 targets is withheld" in note for note in evaluation.notes)
+    calls = oracle.calls
+    assert evaluate_bop(bop, 1, oracle).summaries[1].count == 2
+    assert oracle.calls - calls == 2 + 1, "without a file, nothing is estimated for nothing"
+
+
+def test_targets_without_a_picture_are_noted(bop: Path) -> None:
+    name_targets(bop, {0: 1, 1: 2, 2: 1} | dict.fromkeys(range(10, 17), 1))
+    evaluation = evaluate_bop(bop, 1, Oracle(bop))
+    words = "7 of 10 targets have no picture: they are not counted"
+    assert evaluation.summaries[1].count == 4
+    assert words in str(evaluation)
+    assert any(words in note for note in evaluation.to_json()["notes"])
+    name_targets(bop, dict.fromkeys(range(10, 17), 1))
+    with pytest.raises(ValueError, match="none of the 7 targets of object 1 has a picture"):
+        evaluate_bop(bop, 1, Oracle(bop))
+    (bop / "test_targets_bop19.json").write_text("[]")
+    with pytest.raises(ValueError, match="no targets: neither"):
+        evaluate_bop(bop, 1, Oracle(bop))
+
+
+@pytest.fixture
+def pair(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Four pictures of brick 1; bricks 5 of twice its size stand in the last three."""
+    root = tmp_path / "pair"
+    with BopWriter(root, split="test", scene_id=3) as writer:
+        writer.add_model(1, CadModel.from_trimesh(BRICK, "brick"), Symmetries.none())
+        large = BRICK.copy().apply_scale(2.0)
+        writer.add_model(5, CadModel.from_trimesh(large, "large"), Symmetries.none())
+        for i in range(4):
+            poses = [(1, at(-0.2, 0.02 * i)), (5, at(0.2, rvec=rng.standard_normal(3)))][: 1 + (i > 0)]
+            masks = np.ones((len(poses), 480, 640), bool)
+            writer.add(np.full((480, 640, 3), i, np.uint8), CAMERA, poses, masks=masks, masks_visib=masks)
+    return root
+
+
+def test_several_objects_share_a_file_and_a_mean(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("geopose.evaluate.time.perf_counter", lambda: clock[0])
+
+    def change(seconds: float, lost: int = -1) -> Any:
+        def slowly(i: int, pose: Pose) -> Pose | None:
+            clock[0] += seconds
+            return None if i == lost else pose
+
+        return slowly
+
+    oracles = {1: Oracle(pair, change(1.0)), 5: Oracle(pair, change(10.0, lost=2), obj_id=5)}
+    csv, summary = tmp_path / "geopose_pair-test.csv", tmp_path / "s.json"
+    found = evaluate_bop_objects(pair, oracles, csv=csv, summary=summary)
+    lines = [(r.im_id, r.obj_id, r.time) for r in read_results(csv)]
+    assert lines == [(0, 1, 1), (1, 1, 11), (1, 5, 11), (2, 1, 11), (3, 1, 11), (3, 5, 11)]
+    assert found.seconds_median == 11
+    assert list(found.objects) == [1, 5]
+    assert found.objects[5].summaries[1].found == pytest.approx(2 / 3)
+    alone = evaluate_bop(pair, 5, oracles[5])
+    assert found.objects[5].to_json() == alone.to_json(), "each as if it were alone"
+    visible, everything, alike = found.mean.summaries
+    for group in (visible, everything):
+        assert group.count == 7
+        assert group.add_recall["0.1"] == group.found == group.ar_mssd == pytest.approx((1 + 2 / 3) / 2)
+        assert group.failures["not located"] == 1
+        assert group.statuses == {"ok": 6, "not_found": 1}
+    assert alike.ar_mssd == alike.ar == pytest.approx(6 / 7), "as the challenge counts"
+    assert np.isnan(everything.ar_vsd)
+    written = json.loads(summary.read_text())
+    assert [o["obj_id"] for o in written["objects"]] == [1, 5]
+    assert {k: v for k, v in written["objects"][1].items() if k != "obj_id"} == alone.to_json()
+    assert written["mean"]["summaries"][1]["found"] == pytest.approx(5 / 6)
+    said = str(found)
+    for words in (
+        "object 1:",
+        "object 5:",
+        "objects 1, 5: means over the objects",
+        "mean, all",
+        "all instances alike",
+    ):
+        assert words in said
+    with pytest.raises(ValueError, match="estimators: got none"):
+        evaluate_bop_objects(pair, {})
+
+
+def test_several_objects_without_truth(pair: Path, tmp_path: Path) -> None:
+    oracles = {1: Oracle(pair), 5: Oracle(pair, obj_id=5)}
+    (pair / "test_targets_bop19.json").write_text(
+        json.dumps([{"scene_id": 3, "im_id": 1, "obj_id": i, "inst_count": 1} for i in (1, 5)])
+    )
+    (pair / "test" / "000003" / "scene_gt.json").unlink()
+    (pair / "test" / "000003" / "scene_gt_info.json").unlink()
+    found = evaluate_bop_objects(pair, oracles, csv=tmp_path / "r.csv")
+    assert [(r.im_id, r.obj_id) for r in read_results(tmp_path / "r.csv")] == [(1, 1), (1, 5)]
+    assert found.mean.summaries == ()
+    assert "objects 1, 5: no truth is known of any" in str(found)
+
+
 def test_an_oracle_is_perfect(bop: Path, tmp_path: Path) -> None:
     oracle = Oracle(bop)
     paths = {"csv": tmp_path / "r.csv", "summary": tmp_path / "s.json", "report": tmp_path / "r.html"}
@@ -356,15 +540,19 @@ def test_symmetric_objects_are_scored_by_add_s(bop: Path) -> None:
     assert min(s.add for s in evaluation.scores) > 0.05
 
 
-def test_true_boxes_are_a_task_of_their_own(bop: Path) -> None:
+def test_true_boxes_are_a_task_of_their_own(bop: Path, tmp_path: Path) -> None:
     oracle = Oracle(bop)
     evaluation = evaluate_bop(bop, 1, oracle, boxes="gt")
+    assert evaluation.notes == ()
     assert evaluation.summaries[1].ar == 1
     assert "TRUE BOXES GIVEN" in evaluation.title
     assert len(oracle.boxes) == 7 + 1  # the first picture is looked at twice
     np.testing.assert_allclose(
         oracle.boxes[0], oracle.estimate_all(np.zeros((480, 640, 3)), CAMERA)[0].box, atol=1e-6
     )
+    csv = tmp_path / "r.csv"
+    said = str(evaluate_bop(bop, 1, oracle, boxes="gt", csv=csv))
+    assert f"{csv} was made with TRUE BOXES: it is no submission" in said
 
 
 def cast_depth(pose: Pose) -> NDArray[np.float64]:
@@ -468,7 +656,7 @@ def test_without_depth_nothing_is_said_of_vsd(bop: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut off", "another size", "colours"])
-def test_broken_depth_is_named_and_left_out(tmp_path: Path, damage: str) -> None:
+def test_broken_depth_is_named_and_costs_only_vsd(tmp_path: Path, damage: str) -> None:
     root = tmp_path / "deep"
     with BopWriter(root, split="test", scene_id=3) as writer:
         writer.add_model(1, CadModel.from_trimesh(BRICK, "brick"), Symmetries(PLAIN.symmetries))
@@ -482,9 +670,14 @@ def test_broken_depth_is_named_and_left_out(tmp_path: Path, damage: str) -> None
     else:
         cv2.imwrite(str(broken), np.zeros((48, 64) if damage == "another size" else (480, 640, 3), np.uint16))
     evaluation = evaluate_bop(root, 1, Oracle(root))
-    assert evaluation.summaries[1].count == 1
-    assert len(evaluation.skipped) == 1
-    assert "000001.png" in evaluation.skipped[0]
+    assert evaluation.summaries[1].count == 2
+    assert evaluation.summaries[1].add_recall["0.02"] == 1
+    assert evaluation.skipped == ()
+    assert [s.vsd_hits for s in evaluation.scores] == pytest.approx([1, np.nan], nan_ok=True)
+    (note,) = evaluation.notes
+    assert "pictures without VSD, for their depth cannot be used: 1, first: " in note
+    assert "000001.png" in note
+    assert note in str(evaluation)
 
 
 def test_broken_pictures_are_counted_and_left_out(bop: Path) -> None:
