@@ -48,12 +48,15 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(arguments: Arguments) -> int:
     from geopose.checkpoint import cached_path
+    from geopose.distributed import rank_world
     from geopose.train import TrainOptions, train
 
     options = options_from(arguments, TrainOptions)
     model = load_part(arguments)
     out = arguments.out or _into_cache(cached_path(model.name, model.content_hash))
-    print(train(model, out, options))
+    path = train(model, out, options)
+    if rank_world()[0] == 0:
+        print(path)
     return SUCCESS
 
 
@@ -68,6 +71,7 @@ def _into_cache(path: Path) -> Path:
 def render_arguments(parser: argparse.ArgumentParser) -> None:
     from geopose.data.picture import SyntheticOptions
     from geopose.data.sample import ViewSpace
+    from geopose.train_options import ALIKE, SCATTERED
 
     parser.add_argument("part", help="mesh file or built-in name (xwing, iss, car)")
     parser.add_argument("--unit", choices=UNITS, help="of the mesh, where the file does not say")
@@ -81,21 +85,33 @@ def render_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     add_options(parser, ViewSpace, _VIEW_FIELDS)
     add_options(parser, SyntheticOptions, _SCENE_FIELDS)
+    default = "(default: %(default)s, as in training)"
+    text = f"most other things that stand anywhere in the picture, not only at the object {default}"
+    parser.add_argument("--scattered", type=int, default=SCATTERED, help=text)
+    text = f"share of the other things that have its colours {default}"
+    parser.add_argument("--alike", type=float, default=ALIKE, help=text)
 
 
 def render(arguments: Arguments) -> int:
     from geopose.data.picture import SyntheticOptions
     from geopose.data.sample import ViewSpace
+    from geopose.distributed import rank_world
     from geopose.render_set import render_set
 
     if arguments.backgrounds and not Path(arguments.backgrounds).is_dir():
         raise ValueError(f"--backgrounds: expected a folder, got {arguments.backgrounds!r}")
+    if arguments.scattered < 0:
+        raise ValueError(f"--scattered: expected at least 0, got {arguments.scattered}")
+    if not 0 <= arguments.alike <= 1:
+        raise ValueError(f"--alike: expected a share between 0 and 1, got {arguments.alike:g}")
     options = options_from(arguments, SyntheticOptions, view=options_from(arguments, ViewSpace))
     model = load_part(arguments).painted(arguments.color)
     progress = sys.stderr.isatty()
-    print(
-        render_set(model, arguments.out, arguments.count, options, arguments.seed, arguments.split, progress)
+    out = render_set(
+        model, arguments.out, arguments.count, options, arguments.seed, arguments.split, progress
     )
+    if rank_world()[0] == 0:
+        print(out)
     return SUCCESS
 
 
@@ -117,6 +133,7 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         "--mesh-error", type=float, metavar="DIAMETERS",
         help="how far the real thing's surface is from its mesh: 0.01 for a scan (default: as in training)",
     )  # fmt: skip
+    add_json(parser)
 
 
 def calibrate(arguments: Arguments) -> int:
@@ -127,7 +144,8 @@ def calibrate(arguments: Arguments) -> int:
         arguments.model, arguments.out, arguments.minutes, arguments.seed, arguments.workers, arguments.device,
         arguments.covariance_only, arguments.mesh_error,
     )  # fmt: skip
-    print(facts_text({"figures": checkpoint_facts(out)["figures"]}))
+    figures = checkpoint_facts(out)["figures"]
+    report(arguments, facts_text({"figures": figures}), {"file": out, "figures": figures})
     return SUCCESS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from geopose.cad.model import CadModel
 from geopose.cad.symmetry import find_symmetries
+from geopose.data.bop import MM
 from geopose.data.bop_write import BopWriter
 from geopose.data.picture import SyntheticOptions
 from geopose.data.synthetic import SyntheticDataset
@@ -34,7 +36,7 @@ def render_set(
     """The folder `out` with `count` pictures of `model`, its only object (number 1), and `sheet.png`.
 
     Picture i depends on the seed, the options and i alone. Under `torchrun` every rank writes its share as a scene
-    of its own; rank 0 writes the mesh and the sheet of its first 32 pictures.
+    of its own, and the same mesh; rank 0 writes the sheet of the first 32 pictures of all.
 
     Raises:
         ValueError: for a count below one, or when `out` holds such a set already.
@@ -46,15 +48,15 @@ def render_set(
     symmetries = find_symmetries(model)
     # The keypoints of the samples are not used.
     scenes = SyntheticDataset(model, np.zeros((1, 3)), symmetries, options, seed, kind="scene")
-    shown: list[Picture] = []
-    with BopWriter(out, split, scene_id=rank) as writer:
-        if rank == 0:
-            writer.add_model(OBJECT_ID, model, symmetries)
+    shown: dict[int, Picture] = {}
+    far = (2 * options.view.distance[1] + 4) * model.diameter  # things behind the object included
+    with BopWriter(out, split, rank, depth_scale=max(0.1, far / MM / 65535)) as writer:
+        writer.add_model(OBJECT_ID, model, symmetries)  # by all ranks: the boxes are those of its vertices
         for index in tqdm(
             split_indices(count, rank, world), disable=not progress or rank > 0, unit="picture"
         ):
             item = scenes[index]
-            image = np.ascontiguousarray(item["image"].transpose(1, 2, 0))
+            image = _image(item)
             writer.add(
                 image,
                 Camera.from_matrix(item["K"], options.scene_wh),
@@ -62,12 +64,19 @@ def render_set(
                 item["depth"],
                 item["mask"][None],
                 item["mask_visib"][None],
+                [int(item["silhouette_px"])],
             )
-            if len(shown) < SHEET_COUNT:
-                shown.append(_thumbnail(image))
+            if rank == 0 and index < SHEET_COUNT:
+                shown[index] = _thumbnail(image)
     if rank == 0:
-        save_image(sheet(shown, SHEET_COLUMNS), out / "sheet.png")
+        for index in set(range(min(count, SHEET_COUNT))) - set(shown):  # the other ranks', made once more
+            shown[index] = _thumbnail(_image(scenes[index]))
+        save_image(sheet([shown[index] for index in sorted(shown)], SHEET_COLUMNS), out / "sheet.png")
     return out
+
+
+def _image(item: dict[str, Any]) -> Picture:
+    return np.ascontiguousarray(item["image"].transpose(1, 2, 0))
 
 
 def _thumbnail(image: Picture) -> Picture:

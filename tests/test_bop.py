@@ -113,6 +113,24 @@ def test_a_writer_refuses_what_does_not_fit(tmp_path: Path) -> None:
         writer.add(image, Camera(60.0, 60.0, 31.0, 23.0, (64, 48), (0.1, 0, 0, 0)), [])
     with pytest.raises(ValueError, match="depth_scale"):
         BopWriter(tmp_path, depth_scale=0)
+    masks, pose = np.ones((1, 48, 64), bool), Pose(np.eye(3), np.array([0, 0, 1.0]))
+    for wrong in ([], [3071], [[3072]]):
+        with pytest.raises(
+            ValueError, match=r"px_count_all: expected 1 counts of at least \[3072\] pixels, got"
+        ):
+            writer.add(image, CAMERA, [(4, pose)], masks=masks, masks_visib=masks, px_count_all=wrong)
+
+
+def test_the_visible_fraction_is_of_the_whole_silhouette(tmp_path: Path) -> None:
+    masks = np.zeros((2, 48, 64), bool)
+    masks[:, :10, :20] = True
+    poses = [(4, Pose(np.eye(3), np.array([0, 0, 1.0])))] * 2
+    with BopWriter(tmp_path) as writer:
+        writer.add(np.zeros((48, 64, 3), np.uint8), CAMERA, poses, None, masks, masks, [400, 200])
+    info = json.loads((tmp_path / "train_pbr/000000/scene_gt_info.json").read_text())["0"]
+    assert [i["px_count_all"] for i in info] == [400, 200]
+    assert [i["px_count_valid"] for i in info] == [200, 200]
+    assert [i["visib_fract"] for i in info] == [0.5, 1.0]
 
 
 def test_scene_split_and_root_read_the_same(

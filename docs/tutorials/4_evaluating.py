@@ -40,7 +40,7 @@ plt.show()
 # status; ``wrong among ok`` is what he gets wrong. The set was rendered with depth, so that BOP's own average recall,
 # the mean of VSD, MSSD and MSPD, is there as well.
 
-from geopose.estimate import model_of
+from geopose.checkpoint import model_of
 
 csv, figures = root / "results.csv", root / "figures.json"
 code = main(

@@ -98,6 +98,7 @@ class BopWriter:
         depth: NDArray[np.floating[Any]] | None = None,
         masks: NDArray[np.bool_] | None = None,
         masks_visib: NDArray[np.bool_] | None = None,
+        px_count_all: Sequence[int] | None = None,
     ) -> int:
         """The im_id under which a picture was written.
 
@@ -106,9 +107,14 @@ class BopWriter:
             camera: of this picture; without distortion, which the format cannot hold.
             instances: (obj_id, cam_from_obj) of each object in it.
             depth: (H, W) metres, zero where there is nothing.
-            masks, masks_visib: (len(instances), H, W), whole silhouette and visible part.
+            masks, masks_visib: (len(instances), H, W), silhouette within the picture and visible part.
+            px_count_all: (len(instances),) pixels of the whole silhouettes, beyond the picture's border, too, of which
+                visib_fract is a share; None: nothing reaches beyond it, they are those of `masks`.
+
+        Raises:
+            ValueError: for another shape or type, distortion, or a px_count_all smaller than its mask.
         """
-        _check(image, camera, instances, depth, masks, masks_visib)
+        _check(image, camera, instances, depth, masks, masks_visib, px_count_all)
         im_id, camera = self.count, camera.numpy()
         self._picture("rgb", f"{im_id:06d}{self.suffix}", image[..., ::-1])
         if depth is not None:
@@ -127,6 +133,7 @@ class BopWriter:
                 camera,
                 None if masks is None else masks[i],
                 None if masks_visib is None else masks_visib[i],
+                None if px_count_all is None else int(px_count_all[i]),
             )
             for i, (obj_id, pose) in enumerate(instances)
         ]
@@ -188,6 +195,7 @@ def _info(
     camera: Camera,
     mask: NDArray[np.bool_] | None,
     visible: NDArray[np.bool_] | None,
+    whole_px: int | None,
 ) -> dict[str, Any]:
     """Boxes [x, y, w, h], pixel counts and the visible fraction, as far as they are known."""
     info: dict[str, Any] = {}
@@ -200,9 +208,12 @@ def _info(
         info["bbox_visib"] = _mask_box(visible)
         info["px_count_visib"] = int(visible.sum())
     if mask is not None:
-        info["px_count_all"] = info["px_count_valid"] = int(mask.sum())
+        info["px_count_valid"] = int(mask.sum())
+        whole_px = info["px_count_valid"] if whole_px is None else whole_px
+    if whole_px is not None:
+        info["px_count_all"] = whole_px
         if visible is not None:
-            info["visib_fract"] = float(visible.sum() / max(int(mask.sum()), 1))
+            info["visib_fract"] = float(visible.sum() / max(whole_px, 1))
     return info
 
 
@@ -220,6 +231,7 @@ def _check(
     depth: NDArray[Any] | None,
     masks: NDArray[Any] | None,
     masks_visib: NDArray[Any] | None,
+    px_count_all: Sequence[int] | None,
 ) -> None:
     w, h = camera.size_wh
     if image.shape != (h, w, 3) or image.dtype != np.uint8:
@@ -233,3 +245,14 @@ def _check(
     ):
         if value is not None and value.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    if px_count_all is None:
+        return
+    least = np.zeros(len(instances), int)
+    for stack in (masks, masks_visib):
+        if stack is not None:
+            least = np.maximum(least, stack.sum((1, 2)))
+    counts = np.asarray(px_count_all)
+    if counts.shape != least.shape or (counts < least).any():
+        raise ValueError(
+            f"px_count_all: expected {len(least)} counts of at least {least.tolist()} pixels, got {counts.tolist()}"
+        )

@@ -207,8 +207,8 @@ class SyntheticDataset(Dataset):
         }
 
     def _scene(self, generator: np.random.Generator) -> dict[str, Any]:
-        """image (3, H, W) uint8; R, t, K float64; box (4,); visib_fract (); depth (H, W); mask, mask_visib
-        (H, W) bool; present ()."""
+        """image (3, H, W) uint8; R, t, K float64; box (4,); silhouette_px () pixels of the object if neither the border
+        nor anything else hid it; visib_fract () of them; depth (H, W); mask, mask_visib (H, W) bool; present ()."""
         options = self.options
         width, height = options.scene_wh
         fov = np.deg2rad(generator.uniform(*options.scene_fov_deg))
@@ -221,14 +221,16 @@ class SyntheticDataset(Dataset):
         distance = np.clip(reach / size_px, *(np.array(options.view.distance) * self.maker.diameter))
         pose = Pose(R, ray / np.linalg.norm(ray) * distance - R @ self.maker.centre)
         picture = self.maker.make(generator, camera, pose, pose)
-        silhouette = self._whole_silhouette(pose, camera)
+        # A thing that is not quite its mesh may show more than that.
+        silhouette = max(self._whole_silhouette(pose, camera), int(picture.full.sum()), 1)
         return {
             "image": np.ascontiguousarray(picture.image.transpose(2, 0, 1)),
             "R": pose.R,
             "t": pose.t,
             "K": np.asarray(camera.K, float),
             "box": projected_box(self.maker.vertices, pose, camera),
-            "visib_fract": np.float32(min(picture.visible.sum() / max(silhouette, 1), 1)),
+            "silhouette_px": np.int64(silhouette),
+            "visib_fract": np.float32(picture.visible.sum() / silhouette),
             "depth": picture.depth,
             "mask": picture.full,
             "mask_visib": picture.visible > 0.5,
