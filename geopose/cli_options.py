@@ -147,7 +147,7 @@ def report(arguments: Arguments, text: str, value: Any) -> None:
         return
     encoded = value if isinstance(value, str) else json.dumps(jsonable(value), indent=2, allow_nan=False)
     if arguments.json == "-":
-        print(encoded)
+        print(encoded, flush=True)
         return
     with atomic_path(arguments.json) as temporary:
         temporary.write_text(encoded + "\n", encoding="utf-8")
@@ -160,9 +160,12 @@ def load_part(arguments: Arguments) -> CadModel:
 
 
 def add_camera(parser: argparse.ArgumentParser) -> None:
-    """--camera and --fov; see `camera_from`."""
+    """--camera, --camera-id and --fov; see `camera_from`."""
     parser.add_argument(
         "--camera", metavar="FILE", help="own JSON, BOP camera.json, OpenCV YAML/XML, COLMAP cameras.txt"
+    )
+    parser.add_argument(
+        "--camera-id", type=int, metavar="N", help="which of several cameras in COLMAP's cameras.txt"
     )
     parser.add_argument(
         "--fov", type=float, metavar="DEG", help="horizontal field of view, instead of --camera"
@@ -177,9 +180,14 @@ def camera_from(arguments: Arguments, size_wh: Callable[[], tuple[int, int]]) ->
         raise ValueError("--camera and --fov: only one of them, please")
     if arguments.fov is not None and not 0 < arguments.fov < 180:
         raise ValueError(f"--fov: expected degrees between 0 and 180, got {arguments.fov:g}")
+    if arguments.camera_id is not None and not (arguments.camera or "").lower().endswith(".txt"):
+        raise ValueError(f"--camera-id: expected --camera cameras.txt with it, got {arguments.camera!r}")
     if arguments.camera:
         check_input("--camera", arguments.camera, "a camera file (.json, .yml, .xml, cameras.txt)")
-        return Camera.load(arguments.camera)
+        try:
+            return Camera.load(arguments.camera, arguments.camera_id)
+        except ValueError as error:
+            raise ValueError(str(error).replace("pass camera_id", "give --camera-id N")) from error
     return None if arguments.fov is None else Camera.from_fov(math.radians(arguments.fov), size_wh())
 
 

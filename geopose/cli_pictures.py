@@ -1,4 +1,4 @@
-"""Commands that look at pictures: demo, estimate, track, diagnose."""
+"""Commands that look at pictures: demo, estimate, track, diagnose, view."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def demo(arguments: Arguments) -> int:
     estimator = PoseEstimator.load(arguments.model) if arguments.model else None
     result = run_demo(arguments.out, estimator, arguments.frames, arguments.seed)
     report(arguments, result.table(), dataclasses.asdict(result))
-    return SUCCESS
+    return SUCCESS if result.summary["found"] else NO_POSE
 
 
 def _add_photo_and_object(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,8 @@ def estimate(arguments: Arguments) -> int:
 
 def _estimated(arguments: Arguments) -> PoseEstimate:
     from geopose.cad.model import load_cad
-    from geopose.estimate import PoseEstimator, estimate_pose, model_of
+    from geopose.checkpoint import model_of
+    from geopose.estimate import PoseEstimator, estimate_pose
     from geopose.image import load_image
 
     if not (arguments.cad or arguments.model):
@@ -225,6 +226,7 @@ def view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8080, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, metavar="S", help="stop then (default: Ctrl-C)")
     parser.add_argument("--device", help='"cpu", "cuda", ... (default: a GPU when there is one)')
+    add_json(parser)
 
 
 def view(arguments: Arguments) -> int:
@@ -237,11 +239,12 @@ def view(arguments: Arguments) -> int:
     from geopose.view import build_scene
 
     found = _saved(arguments) if arguments.estimate else _estimated(arguments)
-    print(_estimate_text(found))
+    report(arguments, _estimate_text(found), found.to_json())
     server = viser.ViserServer(arguments.host, arguments.port, label="geopose", verbose=False)
     try:
         build_scene(server, found, arguments.photo)
-        print(f"look at http://{arguments.host}:{server.get_port()} (Ctrl-C ends it)", flush=True)
+        where = f"look at http://{arguments.host}:{server.get_port()} (Ctrl-C ends it)"
+        print(where, file=sys.stderr if arguments.json == "-" else None, flush=True)
         threading.Event().wait(arguments.seconds)
     except KeyboardInterrupt:
         pass
@@ -255,7 +258,7 @@ def _saved(arguments: Arguments) -> PoseEstimate:
     from geopose.estimate import PoseEstimator
     from geopose.saved import read_estimate
 
-    if arguments.camera or arguments.fov is not None or arguments.box:
+    if arguments.camera or arguments.camera_id is not None or arguments.fov is not None or arguments.box:
         raise ValueError("--estimate: tells camera and place itself; leave out --camera, --fov and --box")
     _check_photo(arguments)
     if not (arguments.cad or arguments.model):

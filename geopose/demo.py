@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.render import render
 from geopose.cad.shading import Lighting, Material, encode, shade
+from geopose.checkpoint import model_of
 from geopose.data.sample import box_centre_size, square
-from geopose.estimate import PoseEstimator, model_of
+from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import add, rotation_error, translation_error
 from geopose.geometry.pose import Pose
@@ -45,6 +46,7 @@ BOLT_COLOR = (255, 50, 30)
 _BOLT_LENGTH, _BOLT_SPEED, _BOLT_FRAMES = 6.0, 9.0, 7  # metres, metres per frame, frames
 _FIRE_EVERY = 4  # frames
 _RIGHT = 0.1  # of the diameter: the ADD below which a pose counts as right
+_HEAD = " ".join(f"{name:>7}" for name in "xyzwxyz")  # of `_numbers`
 
 
 @dataclass(frozen=True)
@@ -59,32 +61,53 @@ class Frame:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Errors of every frame and of the flight, and the files written."""
+    """What became of every frame and of the flight, and the files written.
+
+    rows: of each frame its number, status, confidence and seconds; the pose cam_from_obj estimated (t_m, quat_wxyz;
+    None where there is none) and the true one (true_t_m, true_quat_wxyz, whose sign is that of the estimate); their
+    rotation_error_deg, translation_error_m and add_m (NaN where there is no pose).
+    summary: how many frames, the shares found ("ok") and right, medians over those found, NaN if none was.
+    """
 
     rows: tuple[dict[str, Any], ...]
     summary: dict[str, float]
     files: tuple[Path, ...]
 
-    def table(self, every: int = 4) -> str:
-        """Text: every `every`-th frame, then the whole flight."""
-        head = f"{'frame':>5}  {'status':<12} {'x':>7} {'y':>7} {'z':>7} m {'rotation':>9} {'distance':>9} {'time':>8}"
-        lines = [head]
-        for row in self.rows[::every]:
-            where = " ".join(f"{v:7.2f}" for v in row["t_m"] or (np.nan,) * 3)
-            errors = f"{row['rotation_error_deg']:5.2f} deg {row['translation_error_m']:7.3f} m"
+    def table(self, every: int | None = None) -> str:
+        """Text: of every `every`-th frame (None: of a dozen or two) the pose and below it the true one, errors and
+        time; then the whole flight."""
+        lines = [
+            "The ship in the camera's frame, the truth below it: position x y z in metres, rotation w x y z.",
+            "",
+            f"{'frame':>5}  {'status':<12} {_HEAD}  {'rotation':>9} {'position':>9} {'time':>8}",
+        ]
+        for row in self.rows[:: every or max(1, len(self.rows) // 12)]:
+            pose, errors = " " * len(_HEAD), " " * 19
+            if row["t_m"] is not None:
+                pose = _numbers(row["t_m"], row["quat_wxyz"])
+                errors = f"{row['rotation_error_deg']:5.2f} deg {row['translation_error_m']:7.3f} m"
             time_ms = f"{1000 * row['seconds']:5.0f} ms"
-            lines.append(f"{row['frame']:>5}  {row['status']:<12} {where}   {errors} {time_ms}")
+            lines.append(f"{row['frame']:>5}  {row['status']:<12} {pose}  {errors} {time_ms}")
+            lines.append(f"{'':>5}  {'truth':<12} {_numbers(row['true_t_m'], row['true_quat_wxyz'])}")
         s = self.summary
+        errors = (
+            f"median errors: rotation {s['rotation_error_deg']:.2f} deg, "
+            f"position {s['translation_error_m']:.3f} m "
+            f"({100 * s['translation_error_d']:.2f} % of the ship's diameter)"
+        )
         lines += [
             "",
             f"{s['frames']:.0f} frames: found {100 * s['found']:.0f} %, "
             f"ADD below a tenth of the diameter {100 * s['right']:.0f} %",
-            f"median errors: rotation {s['rotation_error_deg']:.2f} deg, position "
-            f"{s['translation_error_m']:.3f} m ({100 * s['translation_error_d']:.2f} % of the ship's diameter)",
+            errors if s["found"] else "in none of the pictures is there a pose that this model can vouch for",
             f"median time per picture: {1000 * s['seconds']:.0f} ms",
             *(f"wrote {path}" for path in self.files),
         ]
         return "\n".join(lines)
+
+
+def _numbers(t_m: Sequence[float], quat_wxyz: Sequence[float]) -> str:
+    return " ".join([*(f"{v:7.3f}" for v in t_m), *(f"{v:7.4f}" for v in quat_wxyz)])
 
 
 def run_demo(
@@ -98,12 +121,17 @@ def run_demo(
         seed: of stars and noise.
     Raises:
         FileNotFoundError: when there is no trained model of the X-wing.
-        ValueError: on a number of frames below one.
+        ValueError: on a number of frames below one, or an estimator of another mesh.
     """
     if frames < 1:
         raise ValueError(f"frames: expected at least 1, got {frames}")
     ship = load_cad("xwing")
     estimator = estimator or PoseEstimator.load(model_of("xwing"))
+    if estimator.model.content_hash != ship.content_hash:
+        name = estimator.model.name
+        raise ValueError(
+            f"estimator (--model): was trained on {name!r}, expected a model of the {ship.name!r} flown"
+        )
     generator = np.random.default_rng(seed)
     camera = Camera.from_fov(float(np.deg2rad(50)), SIZE_WH)
     sky = star_field(generator, SIZE_WH)
@@ -191,21 +219,26 @@ def _sunlight() -> Lighting:
 
 def _row(number: int, frame: Frame, ship: CadModel) -> dict[str, Any]:
     pose, truth = frame.estimate.pose, frame.truth
+    true_quat = np.asarray(truth.quat_wxyz)
     row: dict[str, Any] = {
         "frame": number,
         "status": frame.estimate.status,
         "confidence": frame.estimate.confidence,
         "t_m": None,
         "quat_wxyz": None,
+        "true_t_m": np.asarray(truth.t).tolist(),
+        "true_quat_wxyz": true_quat.tolist(),
         "rotation_error_deg": float("nan"),
         "translation_error_m": float("nan"),
         "add_m": float("nan"),
         "seconds": frame.seconds,
     }
     if pose is not None:
+        quat = np.asarray(pose.quat_wxyz)
         row |= {
             "t_m": np.asarray(pose.t).tolist(),
-            "quat_wxyz": np.asarray(pose.quat_wxyz).tolist(),
+            "quat_wxyz": quat.tolist(),
+            "true_quat_wxyz": (true_quat if quat @ true_quat > 0 else -true_quat).tolist(),
             "rotation_error_deg": float(np.rad2deg(rotation_error(pose, truth))),
             "translation_error_m": float(translation_error(pose, truth)),
             "add_m": float(add(pose, truth, ship.vertices)),

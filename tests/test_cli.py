@@ -18,15 +18,20 @@ import torch
 import trimesh
 from helpers import data_path
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 import geopose
 from geopose import cli, cli_figures, cli_pictures, demo
 from geopose.cad.keypoints import choose_keypoints
-from geopose.cad.model import load_cad
+from geopose.cad.model import CadModel, load_cad
+from geopose.cad.symmetry import Symmetries
+from geopose.checkpoint import model_of, read_metadata
 from geopose.cli_options import add_options, options_from
 from geopose.data.bop import read_bop
+from geopose.data.bop_results import read_results
+from geopose.data.bop_write import BopWriter
 from geopose.data.sample import ViewSpace, projected_box
-from geopose.estimate import PoseEstimator, model_of
+from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.result import PoseEstimate
@@ -286,6 +291,35 @@ def test_a_mesh_without_unit_gets_advice(stl: Path, capsys: Captured) -> None:
         (["estimate", "a.png", "--model", "m", "--camera", "c.json", "--fov", "50"], "--camera and --fov"),
         (["estimate", "a.png", "--cad", "iss"], "geopose train iss"),
         (["evaluate", "missing", "--model", "missing.geopose"], "missing"),
+        (
+            ["evaluate", "d", "--obj", "1", "--obj", "5", "--model", "m"],
+            "--obj, --model: got objects [1, 5] and checkpoints ['m']",
+        ),
+        (
+            ["evaluate", "d", "--obj", "5", "--obj", "5", "--model", "m", "--model", "n"],
+            "expected each object once",
+        ),
+        (
+            ["evaluate", "d", "--model", "m", "--model", "n"],
+            "--obj, --model: got objects None and checkpoints",
+        ),
+        (
+            [
+                "evaluate",
+                "d",
+                "--obj",
+                "1",
+                "--obj",
+                "5",
+                "--model",
+                "m",
+                "--model",
+                "n",
+                "--report",
+                "r.html",
+            ],
+            "--report: got 2 objects, expected one",
+        ),
         (["render", "xwing", "--out", "set", "--backgrounds", "missing"], "missing"),
         (["render", "xwing", "--out", "set", "--count", "0"], "count"),
         (["render", "xwing", "--out", "set", "--mesh-error", "-0.01"], "mesh_error"),
@@ -534,6 +568,65 @@ def test_estimate_reads_the_camera_file(
     assert json.loads(capsys.readouterr().out)["camera"]["fy"] == 322.0
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            "--camera cameras.txt",
+            "cameras.txt: CAMERA_ID: holds the cameras [1, 2]; give --camera-id N to choose",
+        ),
+        ("--camera cameras.txt --camera-id 3", "no camera 3; there are [1, 2]"),
+        ("--camera c.json --camera-id 1", "--camera-id: expected --camera cameras.txt with it, got 'c.json'"),
+        ("--camera-id 1 --fov 50", "--camera-id: expected --camera cameras.txt with it, got None"),
+        ("--camera cameras.txt --camera-id 2 --json", ""),
+    ],
+)
+def test_one_of_several_colmap_cameras_is_chosen(
+    oracle: Oracle,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+    more: str,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cameras.txt").write_text("1 PINHOLE 640 480 500 510 320 240\n2 PINHOLE 320 240 250 255 160 120\n")
+    Camera(321.0, 322.0, 160.0, 120.0, (320, 240)).save("c.json")
+    assert cli.main(["estimate", str(photo), "--model", "m", *more.split()]) == bool(words)
+    if words:
+        assert words in said(capsys)
+    else:
+        camera = json.loads(capsys.readouterr().out)["camera"]
+        assert [camera[name] for name in ("fx", "fy", "size_wh")] == [250, 255, [320, 240]]
+
+
+def test_view_gives_its_estimate_as_json(
+    oracle: Oracle, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    server = types.SimpleNamespace(get_port=lambda: 8080, stop=lambda: None)
+    viser = types.SimpleNamespace(ViserServer=lambda *of, **more: server)
+    monkeypatch.setitem(sys.modules, "viser", viser)  # type: ignore[misc]
+    monkeypatch.setattr("geopose.view.build_scene", lambda *of: {})
+    assert cli.main(["view", str(photo), "--model", "m", "--seconds", "0", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["cam_from_obj"]["t_m"] == [1, 2, 40]
+    assert err == "look at http://127.0.0.1:8080 (Ctrl-C ends it)\n"
+
+
+def test_calibrate_gives_its_figures_as_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    path, result = model_of("xwing"), tmp_path / "r.json"
+    monkeypatch.setattr("geopose.recalibrate.recalibrate", lambda *of: path)
+    value = {"file": str(path), "figures": read_metadata(path)["figures"]}
+    assert cli.main(["calibrate", "m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == value
+    assert cli.main(["calibrate", "m", "--json", str(result)]) == 0
+    assert "found" in capsys.readouterr().out
+    assert json.loads(result.read_text()) == value
+
+
 def test_a_pose_that_is_not_sure_is_exit_code_3(oracle: Oracle, photo: Path, capsys: Captured) -> None:
     oracle.status = "no_consensus"
     assert cli.main(["estimate", str(photo), "--model", "m"]) == 3
@@ -566,6 +659,50 @@ def test_evaluate_prints_a_table_and_writes_the_results(
     assert (tmp_path / "r.csv").read_text().startswith("scene_id,im_id,obj_id,score,R,t,time")
 
 
+def test_evaluate_takes_several_objects_with_a_model_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    brick = CadModel.from_trimesh(trimesh.creation.box((4.0, 3.0, 2.0)), "brick")
+    masks = np.ones((2, 240, 320), bool)
+    with BopWriter(tmp_path / "set", split="test", scene_id=1) as writer:
+        for obj_id in (1, 5):
+            writer.add_model(obj_id, brick, Symmetries.none())
+        poses = [(1, AHEAD), (5, Pose(AHEAD.R, AHEAD.t + [1.0, 0, 0]))]
+        camera = Camera(500.0, 500.0, 159.5, 119.5, (320, 240))
+        writer.add(np.zeros((240, 320, 3), np.uint8), camera, poses, masks=masks, masks_visib=masks)
+    loaded: list[Any] = []
+
+    def load(path: str, device: str | None = None) -> Oracle:
+        loaded.append(path)
+        return Oracle([AHEAD] * 2)  # right for the first object, a quarter of the diameter off for the second
+
+    monkeypatch.setattr(PoseEstimator, "load", load)
+    csv, figures = tmp_path / "geopose_set-test.csv", tmp_path / "r.json"
+    words = [
+        "evaluate",
+        "--obj",
+        "5",
+        "--model",
+        "five",
+        "--obj",
+        "1",
+        "--model",
+        "one",
+        str(tmp_path / "set"),
+    ]
+    assert cli.main([*words, "--csv", str(csv), "--json", str(figures)]) == 0
+    assert loaded == ["five", "one"]
+    out = capsys.readouterr().out
+    assert out.index("object 5:") < out.index("object 1:") < out.index("objects 5, 1: means over the objects")
+    written = json.loads(figures.read_text())
+    assert [o["obj_id"] for o in written["objects"]] == [5, 1]
+    assert [o["summaries"][1]["add_recall"]["0.1"] for o in written["objects"]] == [0, 1]
+    assert written["mean"]["summaries"][1]["add_recall"]["0.1"] == 0.5
+    results = read_results(csv)
+    assert [r.obj_id for r in results] == [1, 5]
+    assert results[0].time == results[1].time > 0
+
+
 @pytest.fixture(scope="module")
 def flown(tmp_path_factory: pytest.TempPathFactory) -> tuple[demo.DemoResult, Path]:
     out = tmp_path_factory.mktemp("demo")
@@ -595,6 +732,24 @@ def test_demo_measures_against_the_truth(flown: tuple[demo.DemoResult, Path]) ->
     assert result.summary["found"] == 1.0
     assert result.summary["right"] == 1.0
     assert "rotation 1.00 deg" in result.table()
+
+
+def test_demo_shows_each_pose_above_the_true_one(flown: tuple[demo.DemoResult, Path]) -> None:
+    result, _ = flown
+    table = result.table(every=2)
+    assert max(map(len, table.splitlines())) <= 110
+    lines = [line.split() for line in table.splitlines()[3:9]]
+    assert [line[:2] for line in lines[::2]] == [["0", "ok"], ["2", "ok"], ["4", "ok"]]
+    turn = Rotation.from_rotvec([0, 0, 1], degrees=True)  # the oracle's error
+    for found, true, pose in zip(lines[::2], lines[1::2], demo.flight(6)[::2], strict=True):
+        assert true[0] == "truth"
+        rotation = Rotation.from_matrix(pose.R)
+        for numbers, expected in ((found[2:9], turn * rotation), (true[1:], rotation)):
+            t, (w, *xyz) = np.array(numbers[:3], float), np.array(numbers[3:], float)
+            np.testing.assert_allclose(t, pose.t, atol=6e-4)
+            assert (Rotation.from_quat([*xyz, w]) * expected.inv()).magnitude() < 2e-4
+        assert np.dot(np.array(found[5:9], float), np.array(true[4:], float)) > 0.99, "of one sign"
+        assert found[9:11] == ["1.00", "deg"]
 
 
 def test_demo_flight_stays_in_the_picture_and_before_the_camera() -> None:
@@ -634,3 +789,39 @@ def test_demo_without_pose_still_ends(tmp_path: Path) -> None:
     result = demo.run_demo(tmp_path, Blind([]), frames=2)  # type: ignore[arg-type]
     assert result.summary["found"] == 0
     assert "not_found" in result.table()
+    assert "nan" not in result.table()
+
+
+def test_demo_gives_the_truth_as_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    truths = demo.flight(2)
+    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None: Oracle(truths))
+    assert cli.main(["demo", "--frames", "2", "--out", str(tmp_path), "--json"]) == 0
+    for row, truth in zip(json.loads(capsys.readouterr().out)["rows"], truths, strict=True):
+        np.testing.assert_allclose(row["true_t_m"], truth.t)
+        w, *xyz = row["true_quat_wxyz"]
+        np.testing.assert_allclose(Rotation.from_quat([*xyz, w]).as_matrix(), truth.R, atol=1e-9)
+
+
+def test_demo_that_finds_nothing_is_exit_code_3(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    blind = Oracle(demo.flight(2), "no_consensus")
+    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None: blind)
+    assert cli.main(["demo", "--frames", "2", "--out", str(tmp_path)]) == 3
+    out = capsys.readouterr().out
+    assert "in none of the pictures is there a pose that this model can vouch for" in out
+    assert "nan" not in out
+
+
+def test_demo_refuses_a_model_of_another_mesh(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    stranger = Oracle(demo.flight(2))
+    stranger.model = load_cad("car")
+    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None: stranger)
+    out = tmp_path / "out"
+    assert cli.main(["demo", "--model", "car.geopose", "--frames", "2", "--out", str(out)]) == 1
+    assert "estimator (--model): was trained on 'car', expected a model of the 'xwing' flown" in said(capsys)
+    assert not out.exists()
