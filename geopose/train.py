@@ -148,6 +148,9 @@ class _Run:
             for learner in self.learners:
                 learner.restore(stored[0]["learners"][learner.role], stored[1])
             say(f"going on from {self.state_file} at {self.clock.elapsed() / 60:.1f} minutes", self.quiet)
+        self.known: dict[str, Any] | None = (
+            None if stored is None else stored[0].get("known")
+        )  # of calibration
         self.saved_s = self.clock.elapsed()
         self.progress: Progress | None = None
         self._recent: list[float] = []
@@ -286,6 +289,7 @@ class _Run:
             "symmetries": self.symmetries.to_json(),
             "learners": {learner.role: learner.meta() for learner in self.learners},
             "before": self.before,
+            "known": self.known,
         }
         tensors: dict[str, Any] = {}
         for learner in self.learners:
@@ -324,10 +328,16 @@ class _Run:
             "mesh": {"vertices": light.vertices, "faces": light.faces, "colors": light.colors},
         }
 
+    def _remember(self, known: dict[str, Any]) -> None:
+        """Keeps what calibration has found out, for a call that goes on from here."""
+        self.known = known
+        self._try_to_save()
+
     def _finish(self, total_s: float) -> None:
         nets = {learner.role: learner.net for learner in self.learners}
         meta = self.meta()
-        checkpoint.save_model(self.out, nets, meta)
+        unfinished = self.out.with_name(f".{self.out.name}.unfinished")  # as users will load it
+        checkpoint.save_model(unfinished, nets, meta)
         say("calibrating and judging on fresh renders", self.quiet)
         o = self.options
         workers = default_workers() if o.workers is None else o.workers
@@ -335,17 +345,20 @@ class _Run:
         crops = self.dataset("crop", 1)
         crops[0]
         calibration, figures = finish_model(
-            self.out,
+            unfinished,
             self.device,
             endless_loader(crops, min(o.batch_size, 32), workers, 0),
             endless_loader(self.dataset("scene", 1), 1, workers, 0),
             endless_loader(self.dataset("scene", 2), 1, workers, 0),
             time.monotonic(),
             left,
+            known=self.known,
+            remember=self._remember,
         )
         minutes = self.before["minutes"] + self.clock.elapsed() / 60
         meta |= {"calibration": calibration, "figures": figures, "minutes": minutes}
         checkpoint.save_model(self.out, nets, meta)
+        unfinished.unlink(missing_ok=True)
         histories: Mapping[str, Any] = {learner.role: learner.history for learner in self.learners}
         title = f"{self.model.name}: {self.clock.elapsed() / 60:.1f} minutes, ADD-0.1d {100 * figures['add_01d']:.0f} %"
         plot_history(histories, title, self.out.with_name(self.out.stem + "_training.png"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from geopose.scores import mahalanobis2
 
 _LINE_EVERY_S = 15.0
 CLEARLY_VISIBLE = 0.6  # share of the silhouette
+_ENDS = (0.0, 0.2, 0.65)  # when calibrating keypoints, then poses, then judging begins; shares of the time
 
 
 class Progress:
@@ -180,6 +181,8 @@ def finish_model(
     seconds: float,
     most: tuple[int, int, int] = (512, 200, 400),
     keep: Mapping[str, Any] | None = None,
+    known: Mapping[str, Any] | None = None,
+    remember: Callable[[dict[str, Any]], None] = lambda known: None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(calibration, figures) of the checkpoint at `path`: keypoints first, then the confidence, then the covariances of
     the poses answered `ok`, then the judgement.
@@ -189,21 +192,31 @@ def finish_model(
         now, seconds: start on `time.monotonic()`'s clock, and the time there is; a few pictures are taken in
             any case.
         most: pictures of the three streams to take at most. keep: a calibration whose keypoints and confidence stay.
+        remember: called with what is known after each of the first two steps, plain values; known: the same, from a
+            call that was interrupted, whose `seconds` are what is left.
     """
     estimator = PoseEstimator.load(path, str(device))
-    figures: dict[str, Any] = {}
-    if keep is None:
-        readings = read_renders(estimator.nets["keypoints"], crops, device, most[0], now + 0.2 * seconds)
-        estimator.calibration, figures = calibrate_keypoints(readings)
-    else:
-        estimator.calibration = {k: v for k, v in keep.items() if k not in ("pose_scale", "pose_dof")}
-    lessons = learn_from_scenes(estimator, scenes_to_learn, most[1], now + 0.65 * seconds)
-    calibration = estimator.calibration
-    if keep is None:
-        features, right = [values for values, _ in lessons.considered], [r for _, r in lessons.considered]
-        calibration = {**calibration, "confidence": fit_confidence(features, right, PRIOR)}
-    sure = [d for values, d in lessons.answered if confidence_of(values, calibration) >= LEAST_CONFIDENCE]
-    calibration = estimator.calibration = {**calibration, **fit_tails(sure)}
+    so_far: dict[str, Any] = {"stage": 0, "calibration": {}, "figures": {}} | dict(known or {})
+    stage, calibration, figures = so_far["stage"], so_far["calibration"], so_far["figures"]
+    ends = [(end - _ENDS[stage]) / (1 - _ENDS[stage]) for end in _ENDS]
+    if stage == 0:
+        if keep is None:
+            until = now + ends[1] * seconds
+            readings = read_renders(estimator.nets["keypoints"], crops, device, most[0], until)
+            calibration, figures = calibrate_keypoints(readings)
+        else:
+            calibration, figures = {k: v for k, v in keep.items() if k not in ("pose_scale", "pose_dof")}, {}
+        stage = 1
+        remember({"stage": stage, "calibration": jsonable(calibration), "figures": jsonable(figures)})
+    estimator.calibration = dict(calibration)
+    if stage == 1:
+        lessons = learn_from_scenes(estimator, scenes_to_learn, most[1], now + ends[2] * seconds)
+        if keep is None:
+            features, right = [values for values, _ in lessons.considered], [r for _, r in lessons.considered]
+            calibration = {**calibration, "confidence": fit_confidence(features, right, PRIOR)}
+        sure = [d for values, d in lessons.answered if confidence_of(values, calibration) >= LEAST_CONFIDENCE]
+        calibration = estimator.calibration = {**calibration, **fit_tails(sure)}
+        remember({"stage": 2, "calibration": jsonable(calibration), "figures": jsonable(figures)})
     rows = judge_scenes(estimator, scenes_to_judge, most[2], now + seconds)
     clear = [r for r in rows if r["visib_fract"] >= CLEARLY_VISIBLE]
     return jsonable(calibration), {**summary(rows), **figures, "visible_06": summary(clear)}

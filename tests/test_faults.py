@@ -137,7 +137,7 @@ def test_a_full_disk_while_training_ends_nothing(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(train_module, "_Run", Run)
     monkeypatch.setattr(train_module, "Clock", StepClock)
-    monkeypatch.setattr(train_module, "finish_model", lambda *_: ({}, {"add_01d": 0.0}))
+    monkeypatch.setattr(train_module, "finish_model", lambda *_, **__: ({}, {"add_01d": 0.0}))
     options = train_module.TrainOptions(minutes=0.3, **TINY)
     with pytest.warns(UserWarning, match=r"training goes on.*No space left"):
         out = train_module.train(toy(), tmp_path / "toy.geopose", options)

@@ -453,7 +453,7 @@ class Run(module._Run):
             file.write(f"{{learner.samples}} {{weights.sum().item()!r}} {{weights.square().sum().item()!r}}")
 
 module._Run, module.SyntheticDataset, module.Clock, module.SAVE_EVERY_S = Run, Fake, StepClock, 10.0
-module.finish_model = lambda *a: ({{}}, {{"add_01d": 0.0}})
+module.finish_model = lambda *a, **k: ({{}}, {{"add_01d": 0.0}})
 module.train(toy(), {out!r}, module.TrainOptions(**TINY | dict(minutes=float(sys.argv[1]), quiet=False)))
 """
 
@@ -501,6 +501,50 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.glob("*toy*")) == ["toy.geopose", "toy_training.png"]
     _, meta = load_nets(tmp_path / "toy.geopose")
     assert meta["images"]["keypoints"] == after
+
+
+FINAL = """
+import json, os, signal
+import geopose.train_report as report
+old = {{name: getattr(report, name) for name in ("read_renders", "learn_from_scenes", "judge_scenes")}}
+for name, function in old.items():
+    def called(*a, name=name, function=function, **k):
+        with open({log!r} + "_final", "a") as file:
+            file.write(name + "\\n")
+        if name == os.environ.get("KILL_AT_CALL"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*a, **k)
+    setattr(report, name, called)
+from test_train import TINY, toy
+from geopose.train import TrainOptions, train
+train(toy(), {out!r}, TrainOptions(**TINY | dict(minutes=0.05, quiet=False)))
+"""
+
+
+def test_a_kill_while_the_model_is_judged_repeats_no_calibration(tmp_path: Path) -> None:
+    """And a model that was there before is there until the new one is whole."""
+    out, script = tmp_path / "toy.geopose", tmp_path / "final.py"
+    out.write_bytes(b"the model before")
+    paths = f"import sys\nsys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}\n"
+    script.write_text(paths + FINAL.format(out=str(out), log=str(tmp_path / "log")))
+    calls = []
+    for place in ("learn_from_scenes", "judge_scenes", ""):
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "KILL_AT_CALL": place}
+        run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env)
+        calls.append((tmp_path / "log_final").read_text().split())
+        (tmp_path / "log_final").unlink()
+        assert run.returncode == (-signal.SIGKILL if place else 0), run.stderr
+        assert (out.read_bytes() == b"the model before") == bool(place)
+    assert calls == [
+        ["read_renders", "learn_from_scenes"],
+        ["learn_from_scenes", "judge_scenes"],
+        ["judge_scenes"],
+    ]
+    _, meta = load_nets(out)
+    assert {"window", "confidence", "pose_scale"} <= set(meta["calibration"])
+    assert meta["figures"]["images"] >= 4
+    assert meta["figures"]["crops"] > 0
+    assert sorted(p.name for p in tmp_path.glob("*toy*")) == ["toy.geopose", "toy_training.png"]
 
 
 @pytest.mark.parametrize("role", ["locator", "refiner"])
