@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -74,6 +75,13 @@ def output_picture(text: str) -> str:
 def estimate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_photo_and_object(parser)
     parser.add_argument(
+        "--instances",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many to look for at most (default: %(default)s)",
+    )
+    parser.add_argument(
         "--overlay", metavar="FILE", type=output_picture, help="write the picture with the pose drawn on it"
     )
     parser.add_argument("--device", help='"cpu", "cuda", ... (default: a GPU when there is one)')
@@ -81,31 +89,43 @@ def estimate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def estimate(arguments: Arguments) -> int:
+    from geopose.image import load_image
     from geopose.visualize import save_image
 
     found = _estimated(arguments)
     if arguments.overlay:
-        save_image(found.overlay(arguments.photo), arguments.overlay)
-    report(arguments, _estimate_text(found), found.to_json())
-    return SUCCESS if found.status == "ok" else NO_POSE
+        drawn = load_image(arguments.photo)[0]
+        for each in found:
+            drawn = each.overlay(drawn)
+        save_image(drawn, arguments.overlay)
+    if arguments.instances == 1:
+        report(arguments, _estimate_text(found[0]), found[0].to_json())
+    else:
+        texts = [f"instance   {i} of {len(found)}\n{_estimate_text(each)}" for i, each in enumerate(found, 1)]
+        report(arguments, "\n\n".join(texts), {"instances": [json.loads(each.to_json()) for each in found]})
+    return SUCCESS if any(each.status == "ok" for each in found) else NO_POSE
 
 
-def _estimated(arguments: Arguments) -> PoseEstimate:
+def _estimated(arguments: Arguments) -> list[PoseEstimate]:
     from geopose.cad.model import load_cad
     from geopose.checkpoint import model_of
-    from geopose.estimate import PoseEstimator, estimate_pose
+    from geopose.estimate import PoseEstimator
     from geopose.image import load_image
 
     if not (arguments.cad or arguments.model):
         raise ValueError("one of --cad and --model is needed")
+    if getattr(arguments, "instances", 1) < 1:
+        raise ValueError(f"--instances: got {arguments.instances}, expected at least 1")
     camera = camera_from(arguments, lambda: load_image(arguments.photo)[0].shape[1::-1])
     path = arguments.model or model_of(arguments.cad, arguments.unit)
     estimator = PoseEstimator.load(path, arguments.device)
     _check_photo(arguments)
-    if not arguments.cad:
-        return estimator.estimate(arguments.photo, camera, arguments.box)
-    cad = load_cad(arguments.cad, arguments.unit) if arguments.unit else arguments.cad
-    return estimate_pose(arguments.photo, cad, camera=camera, box=arguments.box, model=estimator)
+    if arguments.cad:
+        estimator.check(load_cad(arguments.cad, arguments.unit) if arguments.unit else arguments.cad)
+    most = getattr(arguments, "instances", 1)
+    if most == 1:
+        return [estimator.estimate(arguments.photo, camera, arguments.box)]
+    return estimator.estimate_all(arguments.photo, camera, most, box=arguments.box)
 
 
 def _check_photo(arguments: Arguments) -> None:
@@ -238,7 +258,7 @@ def view(arguments: Arguments) -> int:
         raise ImportError('the 3D view needs viser: pip install "geopose[view]"') from None
     from geopose.view import build_scene
 
-    found = _saved(arguments) if arguments.estimate else _estimated(arguments)
+    found = _saved(arguments) if arguments.estimate else _estimated(arguments)[0]
     report(arguments, _estimate_text(found), found.to_json())
     server = viser.ViserServer(arguments.host, arguments.port, label="geopose", verbose=False)
     try:

@@ -124,6 +124,14 @@ class PoseEstimator:
         with torch_threads(self.threads):
             return self._all(img, camera, max_instances, box)
 
+    def check(self, cad: Any) -> None:
+        """Raises ValueError where the model was trained on another mesh than `cad`, which is as in `estimate_pose`."""
+        content_hash = load_cad(cad, None if has_unit(cad) else self.meta["unit"]).content_hash
+        if content_hash != self.meta["content_hash"]:
+            raise ValueError(
+                f"model: was trained on {self.meta['name']!r}, a mesh that differs from cad={cad!r}"
+            )
+
     def _all(self, img: Any, camera: Camera | None, max_instances: int, box: Any) -> list[PoseEstimate]:
         clock = Clock()
         picture, given, notes = picture_and_camera(img, camera)
@@ -364,11 +372,7 @@ def estimate_pose(
     if model is None:
         model = model_of(cad)
     estimator = model if isinstance(model, PoseEstimator) else PoseEstimator.load(model, device)
-    content_hash = load_cad(cad, None if has_unit(cad) else estimator.meta["unit"]).content_hash
-    if content_hash != estimator.meta["content_hash"]:
-        raise ValueError(
-            f"model: was trained on {estimator.meta['name']!r}, a mesh that differs from cad={cad!r}"
-        )
+    estimator.check(cad)
     return estimator.estimate(img, camera, box)
 
 

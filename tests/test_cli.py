@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from flights import xwing_frames
 from helpers import data_path
 from PIL import Image
 from scipy.spatial.transform import Rotation
@@ -287,6 +288,10 @@ def test_a_mesh_without_unit_gets_advice(stl: Path, capsys: Captured) -> None:
         (["info", "missing.stl", "--unit", "mm"], "missing.stl"),
         (["info", "missing.geopose"], "missing.geopose"),
         (["estimate", "missing.png"], "--cad and --model"),
+        (
+            ["estimate", "a.png", "--model", "m", "--instances", "0"],
+            "--instances: got 0, expected at least 1",
+        ),
         (["estimate", "a.png", "--model", "missing.geopose"], "missing.geopose"),
         (["estimate", "a.png", "--model", "m", "--camera", "c.json", "--fov", "50"], "--camera and --fov"),
         (["estimate", "a.png", "--cad", "iss"], "geopose train iss"),
@@ -549,6 +554,33 @@ def test_the_deviations_printed_are_those_of_the_position() -> None:
         Camera(500, 500, 320, 240, (640, 480)), load_cad("car"),
     )  # fmt: skip
     assert "std. dev.  0.0000 0.1000 0.0000 m, 0.57 0.00 0.00 deg" in cli_pictures._estimate_text(found)
+
+
+def test_estimate_gives_several_instances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """The model that comes with the package, and two ships."""
+    ship, rng = load_cad("xwing"), np.random.default_rng(0)
+    camera, (pose,), _ = xwing_frames([0])
+    truths = [Pose(pose.R, np.array([x, 0.0, 30.0])) for x in (-8.0, 8.0)]
+    picture = demo.star_field(rng, demo.SIZE_WH)
+    for truth in truths:
+        picture = demo.photograph(ship, camera, truth, picture, rng)
+    Image.fromarray(picture).save(tmp_path / "two.png")
+    camera.save(tmp_path / "cam.json")
+    words = ["estimate", str(tmp_path / "two.png"), "--cad", "xwing", "--camera", str(tmp_path / "cam.json")]
+    overlay, result = tmp_path / "o.png", tmp_path / "r.json"
+    assert cli.main([*words, "--instances", "2", "--json", str(result), "--overlay", str(overlay)]) == 0
+    out = capsys.readouterr().out
+    assert "instance   1 of 2" in out
+    assert "instance   2 of 2" in out
+    found = json.loads(result.read_text())["instances"]
+    assert [each["status"] for each in found] == ["ok", "ok"]
+    at = sorted(each["cam_from_obj"]["t_m"][0] for each in found)
+    np.testing.assert_allclose(at, [-8, 8], atol=0.1 * ship.diameter)
+    changed = (np.asarray(Image.open(overlay)) != picture).any(-1)
+    middle = changed.shape[1] // 2
+    assert min(changed[:, :middle].sum(), changed[:, middle:].sum()) > 200
 
 
 def test_estimate_json_alone_on_stdout(oracle: Oracle, photo: Path, capsys: Captured) -> None:
