@@ -38,7 +38,7 @@ _FEW = 12  # points that are too few
 class Compared:
     """A pose after the comparison.
 
-    pose: the better one, or the one given where the comparison says nothing, or does not agree with where it led to;
+    pose: the better one, or the one given where the comparison says nothing, or agrees less with where it led to;
     covariance: (6, 6) in the left tangent, None where the pose is the one given; agreement: mean probability that a
     drawn point lies within 2 % of the object's size of where it was drawn, before the last step. The focal length is
     taken for exact.
@@ -83,14 +83,18 @@ def compare(
             of `camera`; they hold the first step, which may be far. crop: pixels of the crop, and its side over the
             object's size, as in training.
     """
-    covariance, agreement, given = None, 0.0, pose
+    covariance, agreement, given, first = None, 0.0, pose, 0.0
     for number, finer in enumerate(_FINER):
         flow = _flow(net, picture, camera, pose, model, (int(finer * crop[0]), crop[1]))
         if flow is None:
             break
         agreement, terms = flow.agreement(pose), (keypoints, flow.term)[number > 0 :]
-        if number and agreement < _HOPELESS:
-            return Compared(given, None, agreement)
+        if number == 0:
+            first = agreement
+        elif agreement < _HOPELESS:
+            if agreement < first:
+                pose, covariance = given, None
+            break
 
         def linearise(at: Pose, terms: tuple[Reprojection, ...] = terms) -> tuple[Array, Array]:
             parts = [each.linearise(at) for each in terms]

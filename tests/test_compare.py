@@ -249,7 +249,7 @@ def test_a_wrong_pose_does_not_agree_and_an_unseen_one_is_left_alone(monkeypatch
 
 
 def test_a_pose_that_does_not_agree_after_a_step_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that is never sure of its flow is asked twice, of four times, and the pose is the one given."""
+    """A network that is never sure of its flow is asked twice, of four times."""
 
     class Unsure(Oracle):
         def forward(self, x: Tensor) -> Tensor:
@@ -264,8 +264,24 @@ def test_a_pose_that_does_not_agree_after_a_step_is_given_up(monkeypatch: pytest
     found = compare(oracle, picture, CAMERA, start, CAR, term, CROP)
     assert oracle.calls == 2
     assert found.agreement < 0.1
+
+
+def test_a_pose_that_led_to_a_worse_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is half a cell wrong about the truth once, and then agrees with nothing."""
+
+    class WrongOnce(Oracle):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            out[:, 0] += 0.5
+            out[:, 2] = -1.0 if self.calls == 1 else 3.0
+            return out
+
+    _, reading, picture = started(0)
+    term = keypoint_term(POINTS, reading, np.ones(16, bool), CAMERA)
+    found = compare(WrongOnce(monkeypatch, TRUTH), picture, CAMERA, TRUTH, CAR, term, CROP)
     assert found.covariance is None
-    np.testing.assert_array_equal(found.pose.matrix, start.matrix)
+    assert found.agreement < 0.01
+    np.testing.assert_array_equal(found.pose.matrix, TRUTH.matrix)
 
 
 def test_a_pose_that_moves_less_than_it_is_uncertain_rests(monkeypatch: pytest.MonkeyPatch) -> None:
