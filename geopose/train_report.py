@@ -28,9 +28,10 @@ from geopose.checkpoint import jsonable
 from geopose.data.sample import box_centre_size
 from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
-from geopose.geometry.metrics import add, add_s, rotation_error, translation_error
+from geopose.geometry.metrics import add, add_s, rotation_error, share_inside, translation_error
 from geopose.geometry.pose import Pose
 from geopose.scores import mahalanobis2
+from geopose.summary import LEVELS
 
 _LINE_EVERY_S = 15.0
 CLEARLY_VISIBLE = 0.6  # share of the silhouette
@@ -87,7 +88,8 @@ def say(text: str, quiet: bool = False) -> None:
 def judge_scenes(
     estimator: PoseEstimator, scenes: Iterable[Mapping[str, Tensor]], count: int, until: float, least: int = 4
 ) -> list[dict[str, float]]:
-    """One row per rendered photograph, whole picture in and no box given: found, errors, visible share, size, seconds.
+    """One row per rendered photograph, whole picture in and no box given: found, errors, visible share, size, seconds,
+    probability of the smallest region of the pose's distribution that has the truth inside.
 
     Args:
         scenes: collated one by one; image (1, 3, H, W) uint8, R, t, K, visib_fract, box.
@@ -109,7 +111,7 @@ def judge_scenes(
         }
         distance = pose_distance(found.pose, truth, points, len(symmetries) > 1)
         row["add"] = distance / float(estimator.meta["diameter"])
-        for name in ("rotation_deg", "translation", "keypoint_px"):
+        for name in ("rotation_deg", "translation", "keypoint_px", "inside"):
             row[name] = float("nan")
         if found.pose is not None:
             same = truth @ Pose.from_matrix(symmetries)
@@ -119,6 +121,9 @@ def judge_scenes(
             seen = camera.project(same.apply(estimator.keypoints))
             errors = np.linalg.norm(found.keypoints["points_px"] - seen, axis=-1)
             row["keypoint_px"] = float(np.median(errors, axis=-1).min())
+        if found.pose is not None and found.covariance is not None:
+            d2 = mahalanobis2(found.pose, truth, found.covariance, symmetries)
+            row["inside"] = float(share_inside(d2, found.covariance_dof))
         rows.append(row)
         if len(rows) >= count or (time.monotonic() > until and len(rows) >= least):
             break
@@ -229,8 +234,9 @@ def pose_distance(pose: Pose | None, truth: Pose, points: Any, symmetric: bool) 
     return float((add_s if symmetric else add)(pose, truth, np.asarray(points, float)))
 
 
-def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Figures over judged scenes: shares in [0, 1]; medians over the instances found."""
+def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Figures over judged scenes: shares in [0, 1]; medians over the instances found, and how many of these are wrong,
+    and have the truth inside the 50, 90 and 99 % region of their distribution."""
     if not rows:
         return {"images": 0}
     found = [r for r in rows if r["found"]]
@@ -239,6 +245,7 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         values = [r[name] for r in of if np.isfinite(r[name])]
         return float(np.median(values)) if values else float("nan")
 
+    inside = np.array([r["inside"] for r in found if np.isfinite(r["inside"])])
     return {
         "images": len(rows),
         "found": len(found) / len(rows),
@@ -247,6 +254,8 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "translation_median_diameters": median("translation", found),
         "keypoint_median_px": median("keypoint_px", found),
         "seconds_median": median("seconds", rows),
+        "wrong_among_found": float(np.mean([r["add"] >= 0.1 for r in found])) if found else float("nan"),
+        "coverage": {f"{p:g}": float(np.mean(inside <= p)) if len(inside) else float("nan") for p in LEVELS},
     }
 
 

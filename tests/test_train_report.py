@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from scipy.stats import chi2
 
 from geopose.cad.model import CadModel
 from geopose.cad.symmetry import find_symmetries
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import hat
-from geopose.train_report import judge_scenes, learn_from_scenes
+from geopose.train_report import judge_scenes, learn_from_scenes, summary
 
 CAMERA = Camera(600.0, 600.0, 319.5, 239.5, (640, 480))
 SIGMA = np.array([3e-4, 3e-4, 2e-3, *np.deg2rad([1.0, 1.0, 1.0])])
@@ -38,7 +39,7 @@ def cans(rng: np.random.Generator) -> tuple[Any, list[dict[str, torch.Tensor]]]:
         found.append(
             SimpleNamespace(
                 pose=pose, status="ok", confidence=1.0, keypoints={"points_px": points},
-                covariance=about @ np.diag(SIGMA**2) @ about.T,
+                covariance=about @ np.diag(SIGMA**2) @ about.T, covariance_dof=np.inf,
             )
         )  # fmt: skip
         values = {
@@ -84,3 +85,19 @@ def test_the_rotation_about_an_axis_of_symmetry_is_no_error(cans: tuple[Any, lis
     assert np.median([r["rotation_deg"] for r in rows]) == pytest.approx(np.sqrt(2 * np.log(2)), abs=0.3)
     assert max(r["keypoint_px"] for r in rows) < 3
     assert all(r["found"] and r["add"] < 0.1 for r in rows)
+
+
+def test_the_figures_say_how_many_are_wrong_and_where_the_truth_is(cans: tuple[Any, list[Any]]) -> None:
+    estimator, scenes = cans
+    rows = judge_scenes(estimator, scenes, len(scenes), float("inf"))
+    figures = summary(rows)
+    assert figures["wrong_among_found"] == 0
+    d2 = chi2(5)  # a turn about the axis is free, while the regions are those of six numbers
+    for level in (0.5, 0.9, 0.99):
+        wanted = d2.cdf(chi2(6).ppf(level))
+        spread = np.sqrt(wanted * (1 - wanted) / len(rows))
+        assert figures["coverage"][f"{level:g}"] == pytest.approx(wanted, abs=3 * spread + 1e-9)
+    wrong = [{**r, "add": 0.2, "found": float(i < 3)} for i, r in enumerate(rows[:4])]
+    assert summary([*rows[:3], *wrong])["wrong_among_found"] == 0.5
+    assert np.isnan(summary([{**rows[0], "found": 0.0}])["wrong_among_found"])
+    assert np.isnan(summary([{**rows[0], "found": 0.0}])["coverage"]["0.9"])
