@@ -44,13 +44,19 @@ from geopose.geometry.metrics import share_inside
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import hat
 from geopose.scores import CORRECT, Score, ScoredObject, mahalanobis2
-from geopose.summary import LEVELS, Evaluation, evaluate_renders
+from geopose.summary import (
+    BINS,
+    LEVELS,
+    Evaluation,
+    calibration_error,
+    confidence_bins,
+    evaluate_renders,
+)
 from geopose.train_options import ALIKE, SCATTERED
 
 Array = NDArray[np.float64]
 PARTS = {"whole": 6, "position": 3, "rotation": 3}  # numbers
 SANE = 0.3  # diameters of ADD(-S)
-BINS = 10
 LIMITS = (0.5, 0.7, 0.8, 0.9, 0.95)  # of the confidence
 GROSS = 0.2  # diameters of ADD(-S)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
@@ -132,18 +138,14 @@ def reliability(confidence: Sequence[float], right: Sequence[bool]) -> dict[str,
     p, y = np.asarray(confidence, float), np.asarray(right, float)
     if len(p) == 0:
         return {"bins": [], "ece": None, "brier": None, "brier_constant": None}
-    place = np.minimum((p * BINS).astype(int), BINS - 1)
-    bins = []
-    for i in np.unique(place):
-        inside = place == i
-        observed = share(int(y[inside].sum()), int(inside.sum()))
-        bins.append(
-            {"from": i / BINS, "to": (i + 1) / BINS, "predicted": float(p[inside].mean()), **observed}
-        )
-    ece = sum(b["of"] * abs(b["predicted"] - b["share"]) for b in bins) / len(p)
+    found = confidence_bins(confidence, right)
+    bins = [
+        {"from": i / BINS, "to": (i + 1) / BINS, "predicted": said, **share(round(come_true * count), count)}
+        for i, said, come_true, count in found
+    ]
     return {
         "bins": bins,
-        "ece": float(ece),
+        "ece": calibration_error(found),
         "brier": float(np.mean((p - y) ** 2)),
         "brier_constant": float(y.mean() * (1 - y.mean())),
     }

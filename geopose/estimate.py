@@ -142,13 +142,13 @@ class PoseEstimator:
         seen = glances(self.nets["locator"], picture, most) if box is None else [[candidate_of(box)]]
         if max_instances > 1:
             found = self._each(picture, camera, list(islice(chain.from_iterable(seen), most)), clock)
-            seen = []
-        for places in seen:
-            clock.add("locate")
-            more, convinced = self._best(picture, camera, islice(places, CANDIDATES), clock)
-            found += more
-            if convinced:
-                break
+        else:
+            for places in seen:
+                clock.add("locate")
+                more, convinced = self._best(picture, camera, islice(places, CANDIDATES), clock)
+                found += more
+                if convinced:
+                    break
         timings = clock.timings()
         if not found:
             return [self._nothing(given, notes, timings)]

@@ -87,7 +87,7 @@ def summarise(scores: Sequence[Score], name: str = "all") -> Summary:
         failures={f: failures.get(f, 0) for f in FAILURES},
         ar_vsd=vsd,
         ar_bop=(mssd + mspd + vsd) / 3,
-        calibration_error=_calibration_error(reliability_bins(scores)),
+        calibration_error=calibration_error(reliability_bins(scores)),
     )
 
 
@@ -95,13 +95,21 @@ def reliability_bins(scores: Sequence[Score]) -> list[tuple[int, float, float, i
     """(its number, mean confidence, share with ADD(-S) below 0.1 d, count) for each tenth of the confidence that holds
     any of the poses given, whatever their status."""
     posed = [s for s in scores if np.isfinite(s.add)]
-    confidence, right = np.array([s.confidence for s in posed]), np.array([s.correct for s in posed])
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return confidence_bins([s.confidence for s in posed], [s.correct for s in posed])
+
+
+def confidence_bins(
+    confidence: Sequence[float], right: Sequence[bool]
+) -> list[tuple[int, float, float, int]]:
+    """The bins of `reliability_bins` of confidences (N,) and what came true (N,)."""
+    p, y = np.asarray(confidence, float), np.asarray(right, float)
+    place = np.minimum((p * BINS).astype(int), BINS - 1)
     inside = [(int(i), place == i) for i in np.unique(place)]
-    return [(i, float(confidence[a].mean()), float(right[a].mean()), int(a.sum())) for i, a in inside]
+    return [(i, float(p[a].mean()), float(y[a].mean()), int(a.sum())) for i, a in inside]
 
 
-def _calibration_error(bins: Sequence[tuple[int, float, float, int]]) -> float:
+def calibration_error(bins: Sequence[tuple[int, float, float, int]]) -> float:
+    """Of the bins of `confidence_bins`, as `Summary` has it; NaN without any."""
     off = sum(count * abs(said - right) for _, said, right, count in bins)
     return off / sum(count for *_, count in bins) if bins else float("nan")
 

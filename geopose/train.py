@@ -148,9 +148,7 @@ class _Run:
             for learner in self.learners:
                 learner.restore(stored[0]["learners"][learner.role], stored[1])
             say(f"going on from {self.state_file} at {self.clock.elapsed() / 60:.1f} minutes", self.quiet)
-        self.known: dict[str, Any] | None = (
-            None if stored is None else stored[0].get("known")
-        )  # of calibration
+        self.known: dict[str, Any] | None = stored[0].get("known") if stored is not None else None
         self.saved_s = self.clock.elapsed()
         self.progress: Progress | None = None
         self._recent: list[float] = []
@@ -329,7 +327,7 @@ class _Run:
         }
 
     def _remember(self, known: dict[str, Any]) -> None:
-        """Keeps what calibration has found out, for a call that goes on from here."""
+        """Keeps what the calibration has found out, for a call that goes on from here."""
         self.known = known
         self._try_to_save()
 
