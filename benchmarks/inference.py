@@ -1,13 +1,13 @@
 """How long the networks take in torch and in onnxruntime, and what fewer bits cost the keypoints in accuracy.
 
-    pip install 'geopose[onnx]'
+    pip install 'geopose[onnx]'                                        # to quantise
     python benchmarks/inference.py                                     # the X-wing that comes with the package
     python benchmarks/inference.py --model part.geopose --cad part.stl --unit mm
 
-Contestants: torch, torch in eight bits as `estimate` has it where the processor has fast bytes, the exported network
-in onnxruntime, and that quantised to eight bits (static, a scale for each channel; ranges read from other renders than
-those judged). Crops come one by one, the contestants in turn; errors are those of keypoints inside of the crop. The
-other networks are timed in torch alone.
+Contestants: torch; torch in eight bits where the processor has fast bytes, as `estimate` has it there; the exported
+network in onnxruntime, as `estimate` has it elsewhere; and that quantised to eight bits (static, a scale for each
+channel; ranges read from other renders than those judged). Crops come one by one, the contestants in turn; errors are
+those of keypoints inside of the crop. The last does not take part with the other networks.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ from geopose.estimate import PoseEstimator
 from geopose.export import export_onnx
 from geopose.fit import start_worker
 from geopose.nets.eight import has_fast_bytes
+from geopose.nets.exported import Exported
 
-FIRST, FEW = "torch", "torch, 8 bits"
+FIRST, FEW, OTHER = "torch", "torch, 8 bits", "onnxruntime"
 EIGHT = "onnxruntime, 8 bits"
 OTHERS = (
     ("locator", 3, (256, 320)),
@@ -120,11 +121,11 @@ def main() -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        size = {"onnxruntime": plain.stat().st_size, EIGHT: small.stat().st_size}
+        size = {OTHER: plain.stat().st_size, EIGHT: small.stat().st_size}
         nets: dict[str, Net] = {FIRST: whole["keypoints"]}
         if has_fast_bytes():
             nets[FEW] = estimator.nets["keypoints"]
-        nets |= {"onnxruntime": by_onnx(plain, args.threads), EIGHT: by_onnx(small, args.threads)}
+        nets |= {OTHER: by_onnx(plain, args.threads), EIGHT: by_onnx(small, args.threads)}
         window = estimator.calibration.get("window")
         errors = {name: error_of(net, judged, window) for name, net in nets.items()}
         with torch.inference_mode():
@@ -135,26 +136,28 @@ def main() -> None:
         t, e = times[name], errors[name]
         spread = f"{t['median']:.1f} ({t['p10']:.1f} to {t['p90']:.1f})"
         print(f"| {name} | {spread} | {t['ratio']:.2f} | {e['median']:.2f} px | {e['p90']:.2f} px |")
-    others = others_of(whole, estimator.nets, pictures) if has_fast_bytes() else {}
-    if others:
-        print("\n| network, side of its input | torch, ms | 8 bits, ms | share |\n|---|---|---|---|")
-    for name, t in others.items():
-        print(f"| {name} | {t[FIRST]['median']:.1f} | {t[FEW]['median']:.1f} | {t[FEW]['ratio']:.2f} |")
+    others = others_of(whole, estimator.nets if has_fast_bytes() else {}, pictures)
+    print("\n| network, side of its input | contestant | ms | its share of torch's |\n|---|---|---|---|")
+    for name, contestants in others.items():
+        for contestant, t in contestants.items():
+            print(f"| {name} | {contestant} | {t['median']:.1f} | {t['ratio']:.2f} |")
     found = {"count": args.count, "milliseconds": times, "errors_px": errors, "bytes": size, "others": others}
     write_json(args.json, found)
 
 
 def others_of(whole: dict[str, Any], few: dict[str, Any], pictures: list[Any]) -> dict[str, Any]:
-    """Timings of the locator and the refiner in torch, as evaluated before and in eight bits, by name and size."""
+    """Timings of the locator and the refiner by contestant, by name and size; `few`: those in eight bits, if any."""
     found = {}
     for role, channels, shape in OTHERS:
         if role not in whole:
             continue
         larger = [torch.nn.functional.interpolate(p[0], shape, mode="bilinear") for p in pictures[:60]]
         given = [(torch.cat([x] * (channels // 3), 1),) for x in larger]
+        nets = {FIRST: whole[role], OTHER: Exported(whole[role], role)}
+        nets |= {FEW: few[role]} if role in few else {}
         with torch.inference_mode():
-            pair = interleaved({FIRST: whole[role], FEW: few[role]}, tqdm(given, role, unit="picture"))
-        found[f"{role}, {shape[1]}x{shape[0]}"] = timings(pair, FIRST)
+            times = timings(interleaved(nets, tqdm(given, role, unit="picture")), FIRST)
+        found[f"{role}, {shape[1]}x{shape[0]}"] = times
     return found
 
 

@@ -5,40 +5,21 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import warnings
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from geopose import checkpoint
 from geopose._io import atomic_path
 from geopose.data.synthetic import PADDING
+from geopose.nets.exported import write_onnx
 from geopose.nets.locator import SIZE_UNIT_PX, STRIDE
 from geopose.nets.losses import LossOptions
 from geopose.stages import FOUND, LOCATOR_SIDE
 
-OPSET = 17
 MODEL_FILE = "model.json"
 _FORMAT_VERSION = 1
-_OUTPUTS = {"locator": ("maps",), "keypoints": ("heatmaps", "mask"), "refiner": ("flow",)}
 _MULTIPLE = 32  # of the locator's picture sides
-
-
-class _Outputs(nn.Module):
-    """A network that returns a tuple of its outputs by name."""
-
-    def __init__(self, net: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.net, self.names = net, names
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The named outputs, or the only one."""
-        out = self.net(image)
-        return tuple(out[name] for name in self.names) if isinstance(out, dict) else (out,)
 
 
 def export_onnx(model: str | Path, out: str | Path) -> list[Path]:
@@ -52,8 +33,7 @@ def export_onnx(model: str | Path, out: str | Path) -> list[Path]:
     Raises:
         FileNotFoundError, ValueError: when it is not one. ImportError: without the package `onnx`.
     Notes:
-        Written by torch's tracing exporter, which needs no other package to write and of which the networks use nothing
-        but convolutions, resizing and concatenation; float32 throughout. `onnx.checker` has the last word.
+        `onnx.checker` has the last word.
     """
     try:
         import onnx
@@ -63,11 +43,9 @@ def export_onnx(model: str | Path, out: str | Path) -> list[Path]:
     side = int(meta["options"]["crop_size"])
     files, written = {}, []
     for role, net in nets.items():
-        channels = 9 if role == "refiner" else 3
-        shape = (2, channels, 96, 128) if role == "locator" else (2, channels, side, side)
         path = Path(out) / f"{role}.onnx"
         with atomic_path(path) as temporary:
-            names = _write(_plain(net), role, torch.zeros(shape), temporary)
+            names = write_onnx(net, role, temporary, None if role == "locator" else side)
             onnx.checker.check_model(str(temporary), full_check=True)
         files[role] = {"file": path.name, "input": "image", "outputs": list(names)}
         written.append(path)
@@ -125,28 +103,3 @@ def description(meta: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
             "in the pose over what that scale says: log of W00, W10 times the scale, log of W11",
         },
     }  # fmt: skip
-
-
-def _plain(net: nn.Module) -> nn.Module:
-    """A copy on the CPU that computes in float32."""
-    net = copy.deepcopy(net).cpu().eval()
-    net.mixed = False  # type: ignore[assignment]
-    return net
-
-
-def _write(net: nn.Module, role: str, example: Tensor, path: Path) -> tuple[str, ...]:
-    """The names of the outputs of the ONNX file written."""
-    with torch.inference_mode():
-        out = net(example)
-    names = tuple(n for n in _OUTPUTS[role] if n in out) if isinstance(out, dict) else _OUTPUTS[role]
-    axes = {name: {0: "batch"} for name in ("image", *names)}
-    if role == "locator":
-        axes["image"] |= {2: "height", 3: "width"}
-        axes["maps"] |= {2: "height_8", 3: "width_8"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # checks of shapes are traced as constants, on purpose
-        torch.onnx.export(
-            _Outputs(net, names), (example,), str(path), input_names=["image"], output_names=list(names),
-            dynamic_axes=axes, opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
-    return names
