@@ -38,6 +38,42 @@ def test_round_trips(rng, name, kind):
     np.testing.assert_allclose(tensors.matrix, poses.matrix, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["uniform", "tiny", "near_pi"])
+def test_kornia_round_trip(rng, kind):
+    """One pose, a batch, and the gradient through both ways."""
+    poses = random_poses(rng, 6, kind)
+    for given in (poses, Pose(poses.R[0], poses.t[0])):
+        back = frames.pose_from_kornia(frames.pose_to_kornia(given))
+        np.testing.assert_allclose(back.numpy().matrix, given.matrix, atol=1e-7)
+    t = torch.from_numpy(poses.t).requires_grad_()
+    frames.pose_from_kornia(
+        frames.pose_to_kornia(Pose(torch.from_numpy(poses.R), t))
+    ).t.square().sum().backward()
+    np.testing.assert_allclose(t.grad, 2 * poses.t, atol=1e-12)
+
+
+def test_kornia_cameras_project_to_our_pixels(rng):
+    camera = Camera(801.0, 799.0, 310.5, 250.0, (640, 480))
+    poses = Pose(OURS.R @ random_poses(rng, 5, "tiny").R, OURS.t + rng.uniform(-0.1, 0.1, (5, 3)))
+    points = rng.uniform(-0.2, 0.2, (7, 3))
+    theirs = frames.camera_to_kornia(camera, poses)
+    seen = theirs.project(torch.from_numpy(points).expand(5, 7, 3))
+    np.testing.assert_allclose(seen, camera.project(poses.apply(points)), atol=1e-6)
+    back, same = frames.camera_from_kornia(theirs)
+    assert back.size_wh == camera.size_wh
+    np.testing.assert_allclose(back.K, np.broadcast_to(camera.K, (5, 3, 3)), atol=1e-12)
+    np.testing.assert_allclose(same.matrix, poses.matrix, atol=1e-12)
+    assert len(frames.camera_to_kornia(camera, OURS).fx) == 1
+
+
+def test_kornia_cameras_of_several_sizes_are_refused():
+    theirs = frames.camera_to_kornia(Camera(1.0, 1.0, 1.0, 1.0, (4, 4)), Pose(OURS.R[None], OURS.t[None]))
+    theirs.width = torch.tensor([4.0, 5.0])
+    theirs.height = torch.tensor([4.0, 4.0])
+    with pytest.raises(ValueError, match="one size"):
+        frames.camera_from_kornia(theirs)
+
+
 def test_opengl_example():
     """Looking along -z with y up: low is -y, ahead is -z."""
     view = np.array([[0, -1, 0, 0.1], [0, 0, 1, -0.2], [-1, 0, 0, -3], [0, 0, 0, 1]])
@@ -209,6 +245,7 @@ def test_batched_projection_matrices():
             "skew",
         ),
         (lambda: frames.camera_to_opengl(Camera(1, 1, 1, 1, (4, 4), (0.1, 0, 0, 0)), 1, 2), "distortion"),
+        (lambda: frames.camera_to_kornia(Camera(1, 1, 1, 1, (4, 4), (0.1, 0, 0, 0)), OURS), "distortion"),
         (lambda: frames.camera_to_opengl(Camera(1, 1, 1, 1, (4, 4)), 2, 1), "near"),
         (lambda: frames.pose_from_ros([0, 0, 1], [0, 0, 1]), "quat_xyzw"),
         (lambda: frames.pose_from_pytorch3d(np.eye(4), np.zeros(3)), "R"),

@@ -6,11 +6,13 @@ always `cam_from_obj`. Everything is batched, numpy or torch in, the same kind o
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from geopose.geometry._arrays import Array, as_float_array, check_last, either
+from geopose.geometry._arrays import Array, as_float_array, check_last, either, to_tensor
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose, as_like
 from geopose.geometry.rotation import matrix_from_quat_wxyz, project_to_so3, quat_wxyz_from_matrix
@@ -134,6 +136,52 @@ def _ros_turn(frame: str) -> np.ndarray:
     return turns[frame]
 
 
+def pose_from_kornia(se3: Any) -> Pose:
+    """The pose of kornia's `Se3`, alone or a batch; tensors, and gradients pass."""
+    return Pose.from_matrix(se3.matrix())
+
+
+def pose_to_kornia(pose: Pose) -> Any:
+    """kornia's `Se3` of a pose, or of a batch (B,) of them; gradients pass. Its translation is a parameter of its own
+    where the pose hangs on nothing that learns."""
+    from kornia.geometry.liegroup import Se3
+
+    return Se3.from_matrix(to_tensor(pose.matrix))
+
+
+def camera_from_kornia(pinhole: Any) -> tuple[Camera, Pose]:
+    """The camera and the poses (B,) of kornia's `PinholeCamera`, tensors.
+
+    Raises ValueError for a batch of pictures of several sizes.
+    """
+    sizes = {(int(w), int(h)) for w, h in zip(pinhole.width, pinhole.height, strict=True)}
+    if len(sizes) != 1:
+        raise ValueError(f"pinhole: expected pictures of one size, got {sorted(sizes)}")
+    lens = (pinhole.fx, pinhole.fy, pinhole.cx, pinhole.cy)
+    return Camera(*lens, sizes.pop()), Pose(pinhole.rotation_matrix, pinhole.translation_vector[..., 0])
+
+
+def camera_to_kornia(camera: Camera, pose: Pose) -> Any:
+    """kornia's `PinholeCamera`, a batch as it always is, that projects points of the object to our pixels.
+
+    Raises ValueError for a camera with distortion, which it does not have.
+    """
+    from kornia.geometry.camera import PinholeCamera
+
+    _check_straight(camera, "kornia's PinholeCamera")
+    extrinsics = to_tensor(pose.matrix).reshape(-1, 4, 4)
+    K = to_tensor(camera.K, like=extrinsics).to(extrinsics).reshape(-1, 3, 3).expand(len(extrinsics), 3, 3)
+    intrinsics = torch.nn.functional.pad(K, (0, 1, 0, 1))
+    intrinsics[:, 3, 3] = 1
+    width, height = (torch.full((len(K),), float(side)).to(extrinsics) for side in camera.size_wh)
+    return PinholeCamera(intrinsics, extrinsics, height, width)
+
+
+def _check_straight(camera: Camera, whose: str) -> None:
+    if len(camera.distortion) and bool((abs(as_float_array(camera.distortion)) > 0).any()):
+        raise ValueError(f"camera: {whose} cannot hold distortion; undistort the picture first")
+
+
 def camera_from_opengl(projection: Array, size_wh: tuple[int, int], half_widths: bool = False) -> Camera:
     """The camera of OpenGL's projection matrix (..., 4, 4), column vectors, and a viewport of `size_wh`.
 
@@ -163,8 +211,7 @@ def camera_to_opengl(camera: Camera, near: float, far: float) -> Array:
 
     Raises ValueError for a camera with distortion, which no matrix holds.
     """
-    if len(camera.distortion) and bool((abs(as_float_array(camera.distortion)) > 0).any()):
-        raise ValueError("camera: a projection matrix cannot hold distortion; undistort the picture first")
+    _check_straight(camera, "a projection matrix")
     if not 0 < near < far:
         raise ValueError(f"near, far: expected 0 < near < far, got {near}, {far}")
     return _projection(camera.K, camera.size_wh, near, far)
