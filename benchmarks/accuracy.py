@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py --model part.geopose --cad part.stl --unit mm
     python benchmarks/accuracy.py --hidden              # other things stand before it as well
     python benchmarks/accuracy.py --softest 0.5         # with a third of the blur
+    python benchmarks/accuracy.py --without-refiner     # what it adds; the confidence is not calibrated then
     python benchmarks/accuracy.py --crowded 40          # up to forty other things all over the picture
 
 The object is anywhere in the picture, now and then reaching over its border, 40 to 400 pixels large, under random light
@@ -80,10 +81,17 @@ def main() -> None:
     parser.add_argument(
         "--mesh-error", type=float, default=0.0, help="of the things' surfaces, diameters (%(default)g)"
     )
+    parser.add_argument(
+        "--without-refiner",
+        action="store_true",
+        help="the contour is aligned instead, as in models without one",
+    )
     args = parser.parse_args()
 
     model = load_cad(args.cad, args.unit)
     estimator = PoseEstimator.load(args.model or model_of(args.cad, args.unit))
+    if args.without_refiner:
+        estimator.nets.pop("refiner", None)
     view = ViewSpace.of_training(estimator.meta["options"])
     asked = {"elevation_deg": args.elevation, "roll_deg": args.roll}
     view = replace(view, **{name: tuple(limits) for name, limits in asked.items() if limits})

@@ -6,12 +6,14 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import load_script
 
+from geopose.estimate import PoseEstimator
 from geopose.stages import Candidate
 
 
@@ -41,3 +43,20 @@ def test_the_rank_is_that_of_the_first_place_that_fits(monkeypatch: pytest.Monke
     assert script.rank(estimator, scene) == 3
     found.clear()
     assert script.rank(estimator, scene) == script.PLACES[-1] + 1
+
+
+def test_the_refiner_can_be_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load_script("benchmarks", "accuracy.py")
+    judge, networks = script.judge_scenes, set()
+
+    def noted(estimator: PoseEstimator, *rest: Any) -> Any:
+        networks.update(estimator.nets)
+        return judge(estimator, *rest)
+
+    monkeypatch.setattr(script, "judge_scenes", noted)
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--count", "1", "--without-refiner"])
+    script.main()
+    assert networks == {"locator", "keypoints"}
+    assert "of 1 whatever is said of them" in capsys.readouterr().out
