@@ -102,6 +102,20 @@ def test_a_writer_continues_only_when_told(tmp_path: Path, brick: CadModel, rng:
     assert len(read_bop(tmp_path).frames) == 3
 
 
+def test_depth_that_the_format_does_not_hold_is_refused(tmp_path: Path) -> None:
+    """It was cut off at 6.5 m in silence."""
+    with BopWriter(tmp_path, split="test", scene_id=7) as writer:
+        image, depth = np.zeros((48, 64, 3), np.uint8), np.full((48, 64), np.inf)
+        for wrong in (7.0, -0.1):
+            depth[0, 0] = wrong
+            with pytest.raises(ValueError, match=r"depth: expected 0 to 6\.55 m"):
+                writer.add(image, CAMERA, [], depth)
+        depth[0, :3] = 6.5535, np.nan, 0.0
+        assert writer.add(image, CAMERA, [], depth) == 0
+    stored = cv2.imread(str(next(tmp_path.rglob("depth/*.png"))), cv2.IMREAD_UNCHANGED)
+    assert stored[0, :4].tolist() == [65535, 0, 0, 0]
+
+
 def test_a_writer_refuses_what_does_not_fit(tmp_path: Path) -> None:
     writer = BopWriter(tmp_path)
     image = np.zeros((48, 64, 3), np.uint8)

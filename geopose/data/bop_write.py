@@ -106,20 +106,21 @@ class BopWriter:
             image: (H, W, 3) uint8 RGB.
             camera: of this picture; without distortion, which the format cannot hold.
             instances: (obj_id, cam_from_obj) of each object in it.
-            depth: (H, W) metres, zero where there is nothing.
+            depth: (H, W) metres, zero or not finite where there is nothing.
             masks, masks_visib: (len(instances), H, W), silhouette within the picture and visible part.
             px_count_all: (len(instances),) pixels of the whole silhouettes, beyond the picture's border, too, of which
                 visib_fract is a share; None: nothing reaches beyond it, they are those of `masks`.
 
         Raises:
-            ValueError: for another shape or type, distortion, or a px_count_all smaller than its mask.
+            ValueError: for another shape or type, distortion, a depth that 16 bits of `depth_scale` do not hold, or a
+                px_count_all smaller than its mask.
         """
         _check(image, camera, instances, depth, masks, masks_visib, px_count_all)
         im_id, camera = self.count, camera.numpy()
+        units = None if depth is None else self._units(depth)
         self._picture("rgb", f"{im_id:06d}{self.suffix}", image[..., ::-1])
-        if depth is not None:
-            units = np.clip(np.round(np.nan_to_num(depth) / (self.depth_scale * MM)), 0, 65535)
-            self._picture("depth", f"{im_id:06d}.png", units.astype(np.uint16))
+        if units is not None:
+            self._picture("depth", f"{im_id:06d}.png", units)
         for folder, stack in (("mask", masks), ("mask_visib", masks_visib)):
             for i, mask in enumerate(stack if stack is not None else ()):
                 self._picture(folder, f"{im_id:06d}_{i:06d}.png", mask.astype(np.uint8) * 255)
@@ -148,6 +149,17 @@ class BopWriter:
         """Write the scene's JSON files."""
         for name in ("gt_info", "gt", "camera"):
             _write_table(self._table(name), self._tables[name])
+
+    def _units(self, depth: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
+        """(H, W), as the format has it."""
+        units = np.round(np.where(np.isfinite(depth), depth, 0) / (self.depth_scale * MM))
+        if units.min() < 0 or units.max() > 65535:
+            reach = 65535 * self.depth_scale * MM
+            raise ValueError(
+                f"depth: expected 0 to {reach:.3g} m, which 16 bits of {self.depth_scale:g} mm (depth_scale) hold, "
+                f"got {np.nanmin(depth):.3g} to {units.max() * self.depth_scale * MM:.3g} m"
+            )
+        return units.astype(np.uint16)
 
     def _picture(self, folder: str, name: str, picture: NDArray[Any]) -> None:
         with atomic_path(self.scene / folder / name) as temporary:
