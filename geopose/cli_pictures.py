@@ -46,7 +46,7 @@ def demo(arguments: Arguments) -> int:
     from geopose.estimate import PoseEstimator
 
     estimator = PoseEstimator.load(arguments.model) if arguments.model else None
-    result = run_demo(arguments.out, estimator, arguments.frames, arguments.seed)
+    result = run_demo(arguments.out, estimator, arguments.frames, arguments.seed, sys.stderr.isatty())
     report(arguments, result.table(), dataclasses.asdict(result))
     return SUCCESS if result.summary["found"] else NO_POSE
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.render import render
@@ -111,7 +112,11 @@ def _numbers(t_m: Sequence[float], quat_wxyz: Sequence[float]) -> str:
 
 
 def run_demo(
-    out: str | Path, estimator: PoseEstimator | None = None, frames: int = 48, seed: int = 0
+    out: str | Path,
+    estimator: PoseEstimator | None = None,
+    frames: int = 48,
+    seed: int = 0,
+    progress: bool = False,
 ) -> DemoResult:
     """The DemoResult of a flight; writes `overlay.png` and `animation.gif` into the folder `out`.
 
@@ -119,6 +124,7 @@ def run_demo(
         estimator: None takes the model of the X-wing that comes with the package.
         frames: pictures of the flight, at least 1.
         seed: of stars and noise.
+        progress: shows two bars, of the flight and of its animation.
     Raises:
         FileNotFoundError: when there is no trained model of the X-wing.
         ValueError: on a number of frames below one, or an estimator of another mesh.
@@ -136,7 +142,7 @@ def run_demo(
     camera = Camera.from_fov(float(np.deg2rad(50)), SIZE_WH)
     sky = star_field(generator, SIZE_WH)
     flown = []
-    for truth in flight(frames):
+    for truth in tqdm(flight(frames), "flying", disable=not progress, unit="frame"):
         image = photograph(ship, camera, truth, sky, generator)
         start = time.perf_counter()
         estimate = estimator.estimate(image, camera=camera)
@@ -145,7 +151,7 @@ def run_demo(
     out = Path(out)
     files = (
         save_panels(panels(_best(flown), estimator), out / "overlay.png"),
-        save_gif(animate(flown, ship), out / "animation.gif"),
+        save_gif(animate(flown, ship, progress), out / "animation.gif"),
     )
     return DemoResult(rows, _summary(rows, ship), files)
 
@@ -318,13 +324,13 @@ def _heatmaps(
     return [(crop, h) for h in heat]
 
 
-def animate(flown: Sequence[Frame], ship: CadModel) -> list[Picture]:
+def animate(flown: Sequence[Frame], ship: CadModel, progress: bool = False) -> list[Picture]:
     """The frames with the estimated outline, and bolts that leave the cannons along the estimated pose."""
     muzzles = np.array(
         [p for name, p in sorted(ship.named_keypoints.items()) if name.startswith("cannon_tip")]
     )
     pictures = []
-    for now, frame in enumerate(flown):
+    for now, frame in enumerate(tqdm(flown, "drawing", disable=not progress, unit="frame")):
         estimate = frame.estimate
         image = frame.image
         if estimate.pose is not None:

@@ -812,13 +812,16 @@ def test_demo_photograph_shows_the_ship_where_it_projects() -> None:
     np.testing.assert_allclose([xs.min(), ys.min(), xs.max(), ys.max()], box, atol=6)
 
 
-def test_demo_without_pose_still_ends(tmp_path: Path) -> None:
+def test_demo_without_pose_still_ends(tmp_path: Path, capsys: Captured) -> None:
     class Blind(Oracle):
         def estimate(self, img: Any, camera: Camera | None = None, box: Any = None) -> PoseEstimate:
             assert camera is not None
             return PoseEstimate(None, None, "not_found", ("dark",), 0.0, {}, None, (), {}, camera, self.model)
 
-    result = demo.run_demo(tmp_path, Blind([]), frames=2)  # type: ignore[arg-type]
+    result = demo.run_demo(tmp_path, Blind([]), frames=2, progress=True)  # type: ignore[arg-type]
+    bars = capsys.readouterr().err
+    assert "flying: 100%" in bars
+    assert "drawing: 100%" in bars
     assert result.summary["found"] == 0
     assert "not_found" in result.table()
     assert "nan" not in result.table()
