@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
+from tqdm import tqdm
 
 from geopose.bench.common import write_json
 from geopose.bench.pnp_peers import all_of, exact_peers, from_truth, robust_peers
@@ -90,7 +91,8 @@ def run(options: Options | None = None, out: Path | None = None) -> dict[str, An
     try:
         names = options.parts or tuple(PARTS)
         result: dict[str, Any] = {"options": asdict(options), "trials": options.count}
-        result |= {name: PARTS[name](options) for name in PARTS if name in names}
+        parts = tqdm([name for name in PARTS if name in names], disable=None, unit="part")  # in a terminal
+        result |= {name: PARTS[name](options) for name in parts}
     finally:
         cv2.setNumThreads(before)
     result["table"] = tables(result)

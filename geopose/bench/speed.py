@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import trange
 
 from geopose import checkpoint
 from geopose._io import atomic_path
@@ -80,7 +81,7 @@ def run(options: Options, out: Path | None = None) -> dict[str, Any]:
     scenes = renders(estimator, options)
     counts = sorted({1, os.cpu_count() or 1})
     times: dict[tuple[int, str], list[float]] = {}
-    for number in range(options.rounds + 1):
+    for number in trange(options.rounds + 1, disable=None, unit="round"):  # in a terminal
         for image, camera, box in scenes:
             for threads in counts:
                 estimator.threads = threads
