@@ -23,7 +23,7 @@ from geopose.cad.render import Fragments, rasterize
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.refine import Reprojection, levenberg_marquardt
-from geopose.stages import Reading, cut_square
+from geopose.stages import Reading, cut
 
 Array = NDArray[Any]
 
@@ -151,7 +151,7 @@ def _look(
     side = int(np.clip(round(MARGIN * _size(box)), *SIDES))
     middle, half = 0.5 * (box[:2] + box[2:]), 0.5 * MARGIN * _size(box)
     square = np.concatenate([middle - half, middle + half])
-    crop = cut_square(picture, square, side)
+    crop = cut(picture, square, (side, side))
     view = camera.crop_resize(square, (side, side))
     drawn = silhouette(view, pose, model)
     inside = drawn[0]

@@ -27,7 +27,7 @@ from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import add, rotation_error, translation_error
 from geopose.geometry.pose import Pose
 from geopose.result import PoseEstimate
-from geopose.stages import cut_square
+from geopose.stages import cut
 from geopose.visualize import (
     GREEN,
     RED,
@@ -288,7 +288,7 @@ def panels(frame: Frame, estimator: PoseEstimator) -> dict[str, Picture]:
     centre, size = box_centre_size(box)
     crop_box = square(centre, estimator.crop_scale * size)
     zoom = 640
-    close = cut_square(image, crop_box, zoom)
+    close = cut(image, crop_box, (zoom, zoom))
     to_close = _crop_mapping(crop_box, zoom)
     found = estimate.keypoints
     scale = zoom / (crop_box[2] - crop_box[0])
@@ -316,7 +316,7 @@ def _heatmaps(
 ) -> list[tuple[Picture, NDArray[np.float32]]]:
     """The crop, as the network gets it, with each keypoint's heatmap as a probability."""
     net = estimator.nets["keypoints"]
-    crop = cut_square(image, crop_box, estimator.crop_size)
+    crop = cut(image, crop_box, (estimator.crop_size, estimator.crop_size))
     x = torch.from_numpy(crop).to(next(net.parameters()).device).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
         logits = net(x)["heatmaps"][0].float().cpu()

@@ -21,7 +21,7 @@ from geopose.geometry.pnp import PnPResult, solve_pnp
 from geopose.image import load_image
 from geopose.result import PoseEstimate
 from geopose.sharpness import edge_width
-from geopose.stages import Candidate, Reading, cut_square, locate
+from geopose.stages import Candidate, Reading, cut, locate
 
 Array = NDArray[np.float64]
 Picture = NDArray[np.uint8]
@@ -370,7 +370,7 @@ def _of_unit(estimator: PoseEstimator, estimate: PoseEstimate, distance: float |
 
 def _heatmaps(estimator: PoseEstimator, picture: Picture, box: Array) -> NDArray[np.float32]:
     """(K, h, w) the heatmaps of a crop as probabilities."""
-    crop = cut_square(picture, box, estimator.crop_size)
+    crop = cut(picture, box, (estimator.crop_size, estimator.crop_size))
     x = torch.from_numpy(crop).to(estimator.device).permute(2, 0, 1)[None].float().div_(255)
     with torch.inference_mode():
         logits = estimator.nets["keypoints"](x)["heatmaps"][0].float().cpu()

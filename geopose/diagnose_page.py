@@ -18,7 +18,7 @@ from geopose.data.sample import projected_box, square
 from geopose.diagnose import Diagnosis
 from geopose.geometry.pose import Pose
 from geopose.report import html_page
-from geopose.stages import cut_square
+from geopose.stages import cut
 from geopose.visualize import (
     GREEN,
     RED,
@@ -69,8 +69,8 @@ def _sections(d: Diagnosis, title: str) -> Iterator[str]:
     if d.look is None or d.reading is None or d.result is None:
         yield "<p>Nothing was found: no other stage had anything to look at.</p>" + _camera(d)
         return
-    crop = cut_square(d.picture, d.reading.box, _ZOOM)
-    small = cut_square(d.picture, d.reading.box, 160)
+    crop = cut(d.picture, d.reading.box, (_ZOOM, _ZOOM))
+    small = cut(d.picture, d.reading.box, (160, 160))
     columns = int(np.ceil(np.sqrt(len(d.heatmaps))))
     heats = [heat_overlay(small, h) for h in d.heatmaps]
     heat = sheet([_numbered(h, {n: (3.0, 14.0)}) for n, h in enumerate(heats)], columns)
@@ -179,7 +179,7 @@ def _poses(d: Diagnosis) -> str:
 def _pose_in_crop(d: Diagnosis, pose: Pose, color: Color) -> Picture:
     assert d.reading is not None, "poses are drawn only where something was read"
     lens = d.camera.crop_resize(d.reading.box, (_ZOOM, _ZOOM))
-    return draw_pose(cut_square(d.picture, d.reading.box, _ZOOM), d.estimate.model, lens, pose, color)
+    return draw_pose(cut(d.picture, d.reading.box, (_ZOOM, _ZOOM)), d.estimate.model, lens, pose, color)
 
 
 def _numbered(picture: Picture, places: Mapping[int, tuple[float, float]]) -> Picture:

@@ -85,15 +85,15 @@ class PoseEstimator:
         self.crop_scale = float(meta["options"].get("crop_scale", 1.5))
         self.calibration = dict(meta.get("calibration") or {})
         self.options = PnPOptions()
-        self.threads = 1  # of torch, while it looks at a picture
-        self._asked = 0  # times
+        self.threads, self._asked = 1, 0  # of torch, while it looks at a picture; how often it has
+        self._packed = device.type != "cpu" or has_fast_bytes()  # networks that want pictures of few sizes
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> PoseEstimator:
         """The estimator of a checkpoint file.
 
         On a CPU that multiplies bytes in hardware its networks compute in them. On others the second picture takes two
-        seconds longer than the first, and from then on onnxruntime evaluates them, in two thirds of the time.
+        seconds more, and from then on onnxruntime evaluates them, in two thirds of the time.
 
         Raises:
             FileNotFoundError, ValueError: when the file is missing or not a geopose checkpoint.
@@ -127,7 +127,7 @@ class PoseEstimator:
         if not isinstance(max_instances, (int, np.integer)) or max_instances < 1:
             raise ValueError(f"max_instances: got {max_instances!r}, expected a whole number of at least 1")
         self._asked += 1
-        if self._asked == 2 and not has_fast_bytes():  # for a single picture that takes longer than it saves
+        if self._asked == 2 and not self._packed:  # for a single picture that takes longer than it saves
             self.nets = {role: quicker(net, role) for role, net in self.nets.items()}
         with torch_threads(self.threads):
             return self._all(img, camera, max_instances, box)
@@ -276,7 +276,7 @@ class PoseEstimator:
         known = keypoint_term(self.keypoints, reading, result.inliers, camera)
         if net is not None:
             crop = (self.crop_size, self.crop_scale)
-            moved: Any = compare(net, picture, camera, pose, self.drawn, known, crop)
+            moved: Any = compare(net, picture, camera, pose, self.drawn, known, crop, not self._packed)
         else:
             moved = align(picture, camera, pose, self.drawn, reading, known)
         seen = {"contour" if net is None else "flow": moved.agreement}

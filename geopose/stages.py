@@ -185,7 +185,7 @@ def read_crops(
     if not candidates:
         return []
     boxes = [square(c.centre, crop_scale * c.size) for c in candidates]
-    crops = np.stack([cut_square(picture, box, crop_size) for box in boxes])
+    crops = np.stack([cut(picture, box, (crop_size, crop_size)) for box in boxes])
     with torch.inference_mode():
         out = net(_tensor(crops, net))
         points_px, cov_px = keypoints_of(out["heatmaps"], crop_size, calibration.get("window"))
@@ -200,22 +200,22 @@ def read_crops(
     return readings
 
 
-def cut_square(picture: Picture, box: Array, size: int) -> Picture:
-    """(size, size, 3) crop of the square `box`, padded where it leaves the picture, smoothed where it
-    shrinks."""
-    scale = size / float(box[2] - box[0])
+def cut(picture: Picture, box: Array, size_wh: tuple[int, int]) -> Picture:
+    """(height, width, 3) crop of the `box`, of the same proportions; padded where it leaves the picture, smoothed
+    where it shrinks."""
+    scale = size_wh[0] / float(box[2] - box[0])
     if scale < 0.6:  # a warp alone would skip pixels
         height, width = picture.shape[:2]
         reduced = max(round(width * scale * 1.2), 1), max(round(height * scale * 1.2), 1)
         ratio = np.array([reduced[0] / width, reduced[1] / height] * 2)
         picture = cv2.resize(picture, reduced, interpolation=cv2.INTER_AREA)
         box = (box + 0.5) * ratio - 0.5
-    matrix = np.asarray(crop_affine(box, (size, size)))[:2].astype(np.float64)
+    matrix = np.asarray(crop_affine(box, size_wh))[:2].astype(np.float64)
     grey = (round(255 * PADDING),) * 3
     out = cv2.warpAffine(
         picture,
         matrix,
-        (size, size),
+        size_wh,
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=grey,

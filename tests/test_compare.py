@@ -51,6 +51,18 @@ def test_a_guide_shows_the_surface_where_the_camera_has_it() -> None:
     np.testing.assert_allclose(coordinates, expected, atol=0.01)
 
 
+def test_a_part_of_a_guide_is_that_part() -> None:
+    """A crop of other proportions shows the same pixels, and numbers its cells row by row."""
+    view = Camera(700.0, 700.0, 80.0, 70.0, (160, 128))
+    part = view.crop_resize(np.array([31.5, 15.5, 159.5, 111.5]), (128, 96))
+    drawn, whole = guide(CAR, TRUTH, part), guide(CAR, TRUTH, view)
+    away = np.abs(drawn.picture.astype(int) - whole.picture[16:112, 32:160])
+    assert (away > 3).any(-1).mean() < 0.01, "but for rounding at edges"
+    row, column = np.divmod(drawn.cells, 128 // CELL)
+    px = part.project(TRUTH.apply(drawn.points))
+    np.testing.assert_allclose(px, np.stack([CELL * column + 1, CELL * row + 1], 1), atol=0.02)
+
+
 def test_pairs_teach_where_the_drawn_points_are() -> None:
     options = SyntheticOptions(clutter=0, occluders=0, truncated=0, gross=0, crop_range=(200, 280))
     data = SyntheticDataset(CAR, POINTS, NONE, options, 3, "pair")
@@ -187,6 +199,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.nothing = nn.Parameter(torch.zeros(1))
         self.truth, self.noise, self.rng, self.calls = truth, noise, np.random.default_rng(0), 0
+        self.shapes: list[tuple[int, int]] = []
         monkeypatch.setattr(module, "guide", self.guide)
 
     def guide(self, model: CadModel, pose: Pose, view: Camera) -> Guide:
@@ -199,11 +212,12 @@ class Oracle(nn.Module):
         points = self.drawn.points
         flow = self.view.project(self.truth.apply(points)) - self.view.project(self.pose.apply(points))
         flow = flow + self.rng.normal(0, self.noise, flow.shape)
-        cells = x.shape[-1] // CELL
-        out = torch.zeros(1, 6, cells * cells)
+        self.shapes.append(tuple(x.shape[2:]))
+        rows, columns = (side // CELL for side in x.shape[2:])
+        out = torch.zeros(1, 6, rows * columns)
         out[0, :2, self.drawn.cells] = torch.from_numpy((flow / CELL).T).float()
         out[:, 2] = np.log(max(self.noise, 0.1) / CELL)
-        return out.view(1, 6, cells, cells)
+        return out.view(1, 6, rows, columns)
 
 
 def started(seed: int, camera: Camera = CAMERA) -> tuple[Pose, Reading, np.ndarray]:
@@ -218,12 +232,21 @@ def started(seed: int, camera: Camera = CAMERA) -> tuple[Pose, Reading, np.ndarr
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("tight", [False, True])
 @pytest.mark.parametrize("camera", [PINHOLE, CAMERA], ids=["pinhole", "distorted"])
-def test_a_known_flow_leads_to_the_truth(seed: int, camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_flow_leads_to_the_truth(
+    seed: int, camera: Camera, tight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start, reading, picture = started(seed, camera)
     term = keypoint_term(POINTS, reading, np.ones(16, bool), camera)
     before = float(add(start, TRUTH, CAR.vertices)) / CAR.diameter
-    found = compare(Oracle(monkeypatch, TRUTH), picture, camera, start, CAR, term, CROP)
+    oracle = Oracle(monkeypatch, TRUTH)
+    found = compare(oracle, picture, camera, start, CAR, term, CROP, tight)
+    assert oracle.shapes[0] == (128, 128)
+    if tight:  # the car is longer than high
+        assert all(h % 16 == w % 16 == 0 and h < w <= 256 for h, w in oracle.shapes[1:])
+    else:
+        assert all(h == w for h, w in oracle.shapes)
     after = float(add(found.pose, TRUTH, CAR.vertices)) / CAR.diameter
     assert after < 0.1 * before
     assert after < 0.005

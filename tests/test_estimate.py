@@ -30,7 +30,7 @@ from geopose.geometry.metrics import add, rotation_error
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import exp_so3
 from geopose.result import distinct
-from geopose.stages import Candidate, calibrated, cut_square
+from geopose.stages import Candidate, calibrated, cut
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +407,7 @@ def test_a_crop_shows_what_its_camera_sees() -> None:
         ((-0.5, -0.5, 59.5, 59.5), 30),
         ((28.0, 18.0, 36.0, 26.0), 64),
     ):
-        crop = cut_square(image, np.array(box), size)[..., 0].astype(float)
+        crop = cut(image, np.array(box), (size, size))[..., 0].astype(float)
         y, x = np.mgrid[:size, :size]
         centre = np.array([(crop * x).sum(), (crop * y).sum()]) / crop.sum()
         camera = Camera(1.0, 1.0, 0.0, 0.0, (80, 60)).crop_resize(np.array(box), (size, size))

@@ -33,7 +33,7 @@ from geopose.data.synthetic import SyntheticDataset
 from geopose.distributed import torch_threads
 from geopose.estimate import PoseEstimator
 from geopose.geometry.camera import Camera
-from geopose.stages import cut_square
+from geopose.stages import cut
 from geopose.train_report import machine
 
 Scene = tuple[NDArray[np.uint8], Camera, NDArray[np.float64]]  # picture, camera, true box
@@ -133,9 +133,9 @@ def _one(
     seconds["box given"] = estimator.estimate(image, camera, box).timings["total"]
     size = float(np.hypot(*(box[2:] - box[:2])) / np.sqrt(2))
     look = square(0.5 * (box[:2] + box[2:]), estimator.crop_scale * size)
-    crop = cut_square(image, look, estimator.crop_size)
+    crop = cut(image, look, (estimator.crop_size, estimator.crop_size))
     x = torch.from_numpy(crop).to(estimator.device).permute(2, 0, 1)[None].float().div_(255)
-    seconds["crop"] = _clocked(lambda: cut_square(image, look, estimator.crop_size))
+    seconds["crop"] = _clocked(lambda: cut(image, look, (estimator.crop_size, estimator.crop_size)))
     with torch.inference_mode():
         seconds["network"] = _clocked(lambda: estimator.nets["keypoints"](x)["heatmaps"].cpu())
     return seconds

@@ -22,9 +22,9 @@ _PLAIN = 0.7  # colour of an unpainted mesh
 
 @dataclass(frozen=True)
 class Guide:
-    """What a pose predicts in a crop of S x S pixels.
+    """What a pose predicts in a crop of H x W pixels.
 
-    picture: (S, S, 6) uint8, the colour under a lamp at the camera (grey where there is nothing), and the object
+    picture: (H, W, 6) uint8, the colour under a lamp at the camera (grey where there is nothing), and the object
     coordinates scaled to the bounding box, 1 to 255 (0 where there is nothing).
     points: (M, 3) surface points, object frame, metres; cells: (M,) flat index of the cell of each, row by row.
     """
@@ -35,9 +35,9 @@ class Guide:
 
 
 def guide(model: CadModel, pose: Pose, camera: Camera) -> Guide:
-    """The Guide of a mesh (painted by vertex, or unpainted) at `pose` in the square crop of `camera`, which has no
-    distortion."""
-    side = camera.size_wh[0]
+    """The Guide of a mesh (painted by vertex, or unpainted) at `pose` in the crop of `camera`, which has no distortion
+    and whose sides are multiples of CELL."""
+    width, height = camera.size_wh
     seen = rasterize(pose.apply(model.vertices), model.faces, camera, near=1e-3 * model.diameter)
     attributes: list[NDArray[Any]] = [model.vertices, model.normals]
     if model.colors is not None:
@@ -45,19 +45,19 @@ def guide(model: CadModel, pose: Pose, camera: Camera) -> Guide:
     values = seen.interpolate(np.concatenate(attributes, 1), model.faces)
     low, high = model.bounds
     box = np.stack([0.5 * (low + high), np.maximum(0.5 * (high - low), 1e-3 * model.diameter)]).astype(float)
-    picture = np.empty((side * side, 6), np.uint8)
+    picture = np.empty((height * width, 6), np.uint8)
     picture[:] = (GREY, GREY, GREY, 0, 0, 0)
     _machine_code()(
         seen.pixel, values, seen.points(camera), np.ascontiguousarray(pose.R, float), box, picture
     )
-    y, x = np.divmod(seen.pixel, side)
+    y, x = np.divmod(seen.pixel, width)
     taken = np.flatnonzero((x % CELL == 1) & (y % CELL == 1))
-    cells = (y[taken] // CELL) * (side // CELL) + x[taken] // CELL
-    return Guide(picture.reshape(side, side, 6), values[taken, :3].astype(float), cells)
+    cells = (y[taken] // CELL) * (width // CELL) + x[taken] // CELL
+    return Guide(picture.reshape(height, width, 6), values[taken, :3].astype(float), cells)
 
 
 def _paint(pixel: Any, values: Any, rays: Any, R: Any, box: Any, picture: Any) -> None:
-    """Fills the pixels (N,) of the picture (S * S, 6) from values (N, 6 or 9): place, normal and colour, seen along
+    """Fills the pixels (N,) of the picture (H * W, 6) from values (N, 6 or 9): place, normal and colour, seen along
     rays (N, 3); R (3, 3): cam_from_obj; box (2, 3): middle and half extents of the mesh."""
     for n in range(len(pixel)):
         along, length2, reach2 = 0.0, 0.0, 0.0
