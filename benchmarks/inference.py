@@ -1,6 +1,5 @@
 """How long the networks take in torch and in onnxruntime, and what fewer bits cost the keypoints in accuracy.
 
-    pip install 'geopose[onnx]'                                        # to quantise
     python benchmarks/inference.py                                     # the X-wing that comes with the package
     python benchmarks/inference.py --model part.geopose --cad part.stl --unit mm
 

@@ -127,7 +127,7 @@ class PoseEstimator:
         if not isinstance(max_instances, (int, np.integer)) or max_instances < 1:
             raise ValueError(f"max_instances: got {max_instances!r}, expected a whole number of at least 1")
         self._asked += 1
-        if self._asked == 2 and not self._packed:  # for a single picture that takes longer than it saves
+        if self._asked > 1 and not self._packed:  # for a single picture that takes longer than it saves
             self.nets = {role: quicker(net, role) for role, net in self.nets.items()}
         with torch_threads(self.threads):
             return self._all(img, camera, max_instances, box)

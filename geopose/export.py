@@ -31,14 +31,12 @@ def export_onnx(model: str | Path, out: str | Path) -> list[Path]:
     Args:
         model: a checkpoint file.
     Raises:
-        FileNotFoundError, ValueError: when it is not one. ImportError: without the package `onnx`.
+        FileNotFoundError, ValueError: when it is not one.
     Notes:
         `onnx.checker` has the last word.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError("the export needs the package onnx: pip install 'geopose[onnx]'") from error
+    import onnx
+
     nets, meta = checkpoint.load_nets(model)
     side = int(meta["options"]["crop_size"])
     files, written = {}, []

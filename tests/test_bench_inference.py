@@ -15,7 +15,6 @@ from geopose.nets.eight import has_fast_bytes
 def test_both_runtimes_see_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("onnxruntime")
     script, out = load_script("benchmarks", "inference.py"), tmp_path / "inference.json"
     monkeypatch.setattr(sys, "argv", ["inference.py", "--count", "6", "--json", str(out)])
     script.main()

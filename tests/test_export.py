@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from flights import xwing_frames
@@ -24,9 +25,6 @@ from geopose.geometry.pnp import solve_pnp
 from geopose.geometry.pose import Pose
 from geopose.nets import Locator, build_keypoint_net
 from geopose.stages import locate, read_crops
-
-onnx = pytest.importorskip("onnx", reason="the package onnx is not installed (extra [onnx])")
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra [onnx])")
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_pose.py"
 

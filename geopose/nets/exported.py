@@ -63,8 +63,8 @@ def write_onnx(net: nn.Module, role: str, file: Path, side: int | None = None) -
     side: of the only pictures that it takes, which are square; None takes all that the network takes.
 
     Notes:
-        Written by torch's tracing exporter, which needs no other package, and of which the networks use nothing but
-        convolutions, resizing and concatenation.
+        Written by torch's tracing exporter, which wants the package `onnx` there, and of which the networks use nothing
+        but convolutions, resizing and concatenation.
     """
     net = copy.deepcopy(net).cpu().eval()
     net.mixed = False  # type: ignore[assignment]
