@@ -118,7 +118,7 @@ def _estimated(arguments: Arguments) -> list[PoseEstimate]:
         raise ValueError(f"--instances: got {arguments.instances}, expected at least 1")
     camera = camera_from(arguments, lambda: load_image(arguments.photo)[0].shape[1::-1])
     path = arguments.model or model_of(arguments.cad, arguments.unit)
-    estimator = PoseEstimator.load(path, arguments.device)
+    estimator = PoseEstimator.load(path, arguments.device, many=False)
     _check_photo(arguments)
     if arguments.cad:
         estimator.check(load_cad(arguments.cad, arguments.unit) if arguments.unit else arguments.cad)
@@ -223,7 +223,7 @@ def diagnose(arguments: Arguments) -> int:
     from geopose.image import load_image
 
     camera = camera_from(arguments, lambda: load_image(arguments.photo)[0].shape[1::-1])
-    estimator = PoseEstimator.load(arguments.model, arguments.device)
+    estimator = PoseEstimator.load(arguments.model, arguments.device, many=False)
     _check_photo(arguments)
     found = diagnose(estimator, arguments.photo, camera, arguments.box, arguments.distance)
     page = write_page(found, arguments.out, f"{estimator.model.name} in {arguments.photo}")
@@ -284,5 +284,5 @@ def _saved(arguments: Arguments) -> PoseEstimate:
     if not (arguments.cad or arguments.model):
         raise ValueError("--estimate: one of --cad and --model is needed, too: they hold the mesh")
     if arguments.model:
-        return read_estimate(arguments.estimate, PoseEstimator.load(arguments.model, "cpu").model)
+        return read_estimate(arguments.estimate, PoseEstimator.load(arguments.model, "cpu", many=False).model)
     return read_estimate(arguments.estimate, load_cad(arguments.cad, arguments.unit))

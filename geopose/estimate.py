@@ -30,7 +30,7 @@ from geopose.geometry.pnp import PnPOptions, PnPResult, solve_pnp, warm_up
 from geopose.geometry.pose import Pose
 from geopose.image import picture_and_camera
 from geopose.nets.eight import eight_bits, has_fast_bytes
-from geopose.nets.exported import quicker
+from geopose.nets.exported import Exported
 from geopose.result import PoseEstimate, distinct
 from geopose.stages import Candidate, Clock, Reading, candidate_of, glances, read_crops
 
@@ -85,16 +85,16 @@ class PoseEstimator:
         self.crop_scale = float(meta["options"].get("crop_scale", 1.5))
         self.calibration = dict(meta.get("calibration") or {})
         self.options = PnPOptions()
-        self.threads, self._asked = 1, 0  # of torch, while it looks at a picture; how often it has
+        self.threads = 1  # of torch, while it looks at a picture
         self._packed = device.type != "cpu" or has_fast_bytes()  # networks that want pictures of few sizes
 
     @classmethod
-    def load(cls, path: str | Path, device: str | None = None) -> PoseEstimator:
-        """The estimator of a checkpoint file.
+    def load(cls, path: str | Path, device: str | None = None, *, many: bool = True) -> PoseEstimator:
+        """The estimator of a checkpoint file. On a CPU that multiplies bytes in hardware its networks compute in them.
 
-        On a CPU that multiplies bytes in hardware its networks compute in them. On others the second picture takes two
-        seconds more, and from then on onnxruntime evaluates them, in two thirds of the time.
-
+        Args:
+            many: for many pictures: on other CPUs onnxruntime evaluates the networks, in two thirds of torch's time,
+                which takes a second or two to prepare.
         Raises:
             FileNotFoundError, ValueError: when the file is missing or not a geopose checkpoint.
         """
@@ -102,6 +102,8 @@ class PoseEstimator:
         nets, meta = checkpoint.load_nets(path, where)
         if where.type == "cpu" and has_fast_bytes():
             nets = {role: eight_bits(net) for role, net in nets.items()}
+        elif where.type == "cpu" and many:
+            nets = {role: Exported(net, role) for role, net in nets.items()}
         warm_up()
         return cls(nets, meta, where)
 
@@ -126,9 +128,6 @@ class PoseEstimator:
         """
         if not isinstance(max_instances, (int, np.integer)) or max_instances < 1:
             raise ValueError(f"max_instances: got {max_instances!r}, expected a whole number of at least 1")
-        self._asked += 1
-        if self._asked > 1 and not self._packed:  # for a single picture that takes longer than it saves
-            self.nets = {role: quicker(net, role) for role, net in self.nets.items()}
         with torch_threads(self.threads):
             return self._all(img, camera, max_instances, box)
 
@@ -379,7 +378,7 @@ def estimate_pose(
     """
     if model is None:
         model = model_of(cad)
-    estimator = model if isinstance(model, PoseEstimator) else PoseEstimator.load(model, device)
+    estimator = model if isinstance(model, PoseEstimator) else PoseEstimator.load(model, device, many=False)
     estimator.check(cad)
     return estimator.estimate(img, camera, box)
 

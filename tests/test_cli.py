@@ -94,7 +94,7 @@ def photo(tmp_path: Path) -> Path:
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
     known = Oracle([AHEAD])
-    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None: known)
+    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None, **_: known)
     return known
 
 
@@ -672,7 +672,7 @@ def test_evaluate_prints_a_table_and_writes_the_results(
 ) -> None:
     root = data_path("lmo")
     known = Oracle([AHEAD] * 20)
-    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None: known)
+    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None, **_: known)
     words = [
         "evaluate",
         str(root),
@@ -831,7 +831,7 @@ def test_demo_gives_the_truth_as_json(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
 ) -> None:
     truths = demo.flight(2)
-    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None: Oracle(truths))
+    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None, **_: Oracle(truths))
     assert cli.main(["demo", "--frames", "2", "--out", str(tmp_path), "--json"]) == 0
     for row, truth in zip(json.loads(capsys.readouterr().out)["rows"], truths, strict=True):
         np.testing.assert_allclose(row["true_t_m"], truth.t)
@@ -843,7 +843,7 @@ def test_demo_that_finds_nothing_is_exit_code_3(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
 ) -> None:
     blind = Oracle(demo.flight(2), "no_consensus")
-    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None: blind)
+    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None, **_: blind)
     assert cli.main(["demo", "--frames", "2", "--out", str(tmp_path)]) == 3
     out = capsys.readouterr().out
     assert "in none of the pictures is there a pose that this model can vouch for" in out
@@ -855,7 +855,7 @@ def test_demo_refuses_a_model_of_another_mesh(
 ) -> None:
     stranger = Oracle(demo.flight(2))
     stranger.model = load_cad("car")
-    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None: stranger)
+    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None, **_: stranger)
     out = tmp_path / "out"
     assert cli.main(["demo", "--model", "car.geopose", "--frames", "2", "--out", str(out)]) == 1
     assert "estimator (--model): was trained on 'car', expected a model of the 'xwing' flown" in said(capsys)

@@ -11,11 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geopose.nets.hourglass import Hourglass
-from geopose.nets.locator import Locator
-from geopose.nets.refiner import Refiner
-from geopose.nets.unet import UNet
-
 OPSET = 17
 OUTPUTS = {"locator": ("maps",), "keypoints": ("heatmaps", "mask"), "refiner": ("flow",)}
 """What the networks of each role return, by the names of the graph."""
@@ -49,12 +44,6 @@ class Exported(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "sessions": {}}  # they cannot be copied
-
-
-def quicker(net: nn.Module, role: str) -> nn.Module:
-    """`net` as an `Exported` network if it is one of geopose's on the CPU, else itself."""
-    ours = type(net) in (Hourglass, Locator, Refiner, UNet)
-    return Exported(net, role) if ours and next(net.parameters()).device.type == "cpu" else net
 
 
 def write_onnx(net: nn.Module, role: str, file: Path, side: int | None = None) -> tuple[str, ...]:
