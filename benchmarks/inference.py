@@ -36,7 +36,7 @@ from geopose.estimate import PoseEstimator
 from geopose.export import export_onnx
 from geopose.fit import start_worker
 from geopose.nets.eight import has_fast_bytes
-from geopose.nets.exported import Exported
+from geopose.nets.exported import Exported, session
 
 FIRST, FEW, OTHER = "torch", "torch, 8 bits", "onnxruntime"
 EIGHT = "onnxruntime, 8 bits"
@@ -64,12 +64,8 @@ class _Ranges(CalibrationDataReader):
 
 def by_onnx(path: Path, threads: int) -> Net:
     """The network of an ONNX file as a function of a tensor."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda x: {
-        "heatmaps": torch.from_numpy(session.run(["heatmaps"], {"image": x.contiguous().numpy()})[0])
-    }
+    graph = session(path.read_bytes(), threads)
+    return lambda x: {"heatmaps": torch.from_numpy(graph.run(["heatmaps"], {"image": x.numpy()})[0])}
 
 
 def crops_of(estimator: PoseEstimator, cad: str, unit: str | None, seed: int, count: int) -> list[Any]:
@@ -124,7 +120,7 @@ def main() -> None:
         nets: dict[str, Net] = {FIRST: whole["keypoints"]}
         if has_fast_bytes():
             nets[FEW] = estimator.nets["keypoints"]
-        nets |= {OTHER: by_onnx(plain, args.threads), EIGHT: by_onnx(small, args.threads)}
+        nets |= {OTHER: Exported(whole["keypoints"], "keypoints"), EIGHT: by_onnx(small, args.threads)}
         window = estimator.calibration.get("window")
         errors = {name: error_of(net, judged, window) for name, net in nets.items()}
         with torch.inference_mode():

@@ -37,7 +37,7 @@ class Exported(nn.Module):
         """The outputs by name, or the only one."""
         threads = torch.get_num_threads()
         if threads not in self.sessions:
-            self.sessions[threads] = _session(self.graph, threads)
+            self.sessions[threads] = session(self.graph, threads)
         found = self.sessions[threads].run(None, {"image": x.contiguous().numpy()})
         out = dict(zip(self.names, map(torch.from_numpy, found), strict=True))
         return out if self.role == "keypoints" else out[self.names[0]]
@@ -90,7 +90,8 @@ class _Outputs(nn.Module):
         return tuple(out[name] for name in self.names) if isinstance(out, dict) else (out,)
 
 
-def _session(graph: bytes, threads: int) -> Any:
+def session(graph: bytes, threads: int) -> Any:
+    """An `onnxruntime.InferenceSession` of an ONNX graph on the CPU that says nothing, on so many threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
