@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import data_path, random_poses, toy_points
+from hypothesis import given
+from hypothesis import strategies as st
 
 from geopose.geometry.camera import Camera, crop_affine
 
@@ -365,3 +367,33 @@ def test_bad_input(make, message):
 
 def test_a_tilt_of_zero_is_no_tilt():
     assert len(Camera(1, 1, 1, 1, (4, 4), [0.1] * 12 + [0.0, 0.0]).distortion) == 12
+
+
+@given(st.integers(0, 10**6))
+def test_arrays_and_tensors_are_projected_and_cut_alike(seed: int) -> None:
+    """Arrays take a shorter way than tensors; the way of the tensors is held to OpenCV above."""
+    rng = np.random.default_rng(seed)
+    own = Camera(*rng.uniform(100, 900, 2), *rng.uniform(0, 500, 2), (640, 480))
+    points = rng.normal(0, 1, (2, 9, 3)) + [0, 0, 1]
+    points[0, 0, 2], points[1, 3, 0], points[1, 4, 2] = 0, np.inf, np.nan
+    lost = ~((points[..., 2] > 0) & np.isfinite(points).all(-1))
+    px = own.project(points)
+    assert isinstance(px, np.ndarray)
+    np.testing.assert_allclose(px, own.project(torch.tensor(points)).numpy(), rtol=1e-12)
+    np.testing.assert_array_equal(np.isnan(px).all(-1), lost)
+    assert own.project(points.astype(np.float32)).dtype == np.float32
+    corner, size = rng.uniform(-50, 400, 2), rng.uniform(5, 300, 2)
+    box = np.concatenate([corner, corner + size])
+    cut, same = own.crop_resize(box, (128, 96)), own.crop_resize(torch.tensor(box), (128, 96))
+    np.testing.assert_allclose(cut.K, np.asarray(same.K), rtol=1e-12)
+    np.testing.assert_allclose(
+        crop_affine(box, (128, 96)), crop_affine(torch.tensor(box), (128, 96)).numpy(), rtol=1e-12
+    )
+
+
+def test_a_point_of_whole_numbers_is_one() -> None:
+    own = Camera(100.0, 100.0, 0.0, 0.0, (64, 64))
+    np.testing.assert_allclose(own.project(np.array([[1, 2, 4]])), [[25, 50]])
+    np.testing.assert_allclose(own.project([[1, 2, 4]]), [[25, 50]])
+    with pytest.raises(ValueError, match="points_cam"):
+        own.project(np.zeros((3, 2)))
