@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
+from scipy import stats
 from scipy.spatial.transform import Rotation
 
 from geopose.cad.model import CadModel, load_cad
+from geopose.cad.render import facing
+from geopose.cad.shading import Material, random_lighting, shade
 from geopose.cad.symmetry import Symmetries, find_symmetries
 from geopose.data import augment, clutter
 from geopose.data.picture import PictureMaker, SyntheticOptions, misshapen
@@ -361,3 +364,86 @@ def test_the_sensor_keeps_size_and_range() -> None:
         out = augment.sensor(rng, augment.tone(rng, augment.defocus(rng, image)))
         assert out.shape == image.shape
         assert out.dtype == np.uint8
+
+
+def test_noise_of_small_and_large_pictures_is_unit_normal_and_not_to_be_written_to() -> None:
+    generator = np.random.default_rng(1)
+    for side in (64, 128, 700):
+        grains = augment._grains(generator, side, side)
+        assert grains.shape == (side, side, 3)
+        assert stats.kstest(grains[::4, ::4].ravel(), "norm").pvalue > 1e-3
+    small, other = (augment._grains(generator, 64, 64) for _ in range(2))
+    assert abs(np.corrcoef(small.ravel(), other.ravel())[0, 1]) < 0.05
+    kept = small.copy()
+    for seed in range(8):
+        augment.sensor(np.random.default_rng(seed), np.full((64, 64, 3), 0.5, np.float32))
+    np.testing.assert_array_equal(small, kept)
+
+
+def test_a_tone_does_to_all_pixels_alike_and_is_clipped() -> None:
+    """All of it is linear: three grey levels and a colour tell what becomes of every other pixel."""
+    generator = np.random.default_rng(4)
+    image = generator.uniform(0.3, 0.6, (16, 16, 3)).astype(np.float32)
+    for seed in range(12):
+        out = augment.tone(np.random.default_rng(seed), image).reshape(-1, 3).astype(float)
+        assert out.min() >= 0
+        assert out.max() <= 1
+        inner = ((out > 0) & (out < 1)).all(1)
+        if inner.sum() < 20:
+            continue
+        known = np.column_stack([image.reshape(-1, 3), np.ones(256)])[inner]
+        change, *_ = np.linalg.lstsq(known, out[inner], rcond=None)
+        np.testing.assert_allclose(known @ change, out[inner], atol=1e-5)
+        assert (np.diag(change) > 0.1).all()
+
+
+def test_shading_is_that_of_blinn_and_phong_with_a_mirror_of_the_surroundings() -> None:
+    """Point by point, as the formulas are printed."""
+    generator = np.random.default_rng(8)
+    light = random_lighting(generator)
+    material = Material(0.8, 0.5, 30.0, 0.3, 0.4)
+    color = generator.random((50, 3)).astype(np.float32)
+    rays = (generator.normal(0, 0.3, (50, 3)) + [0, 0, 2]).astype(np.float32)
+    normals = facing(generator.normal(size=(50, 3)), rays)
+    shadow = generator.random(50).astype(np.float32)
+    found = shade(color, normals, rays, light, material, shadow)
+    for i in range(50):
+        n, view, albedo = (
+            normals[i].astype(float),
+            -rays[i] / np.linalg.norm(rays[i].astype(float)),
+            color[i] ** 2,
+        )
+        arriving = light.ground + (light.sky - light.ground) * (0.5 + 0.5 * n @ light.up)
+        shine = np.zeros(3)
+        for number, (towards, strength) in enumerate(zip(light.directions, light.colors, strict=True)):
+            cosine = max(n @ towards, 0) * (shadow[i] if number == 0 else 1)
+            arriving = arriving + cosine * strength
+            half = (towards + view) / np.linalg.norm(towards + view)
+            shine = (
+                shine
+                + material.specular * (cosine > 0) * max(half @ n, 1e-4) ** material.shininess * strength
+            )
+        mirrored = 2 * (view @ n) * n - view
+        around = light.sky * (0.5 + 0.5 * mirrored @ light.up)
+        for (*towards, sharp), strength in zip(light.glow, light.glow_colors, strict=True):
+            around = around + np.exp(sharp * (mirrored @ towards - 1)) * strength
+        shine = shine + material.mirror * (0.3 + 0.7 * (1 - view @ n) ** 3) * around
+        expected = (
+            material.diffuse * albedo * arriving + (albedo * material.metal + 1 - material.metal) * shine
+        )
+        np.testing.assert_allclose(found[i], expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("size_wh", [(40, 30), (128, 128), (300, 200), (2, 1)])
+def test_a_window_of_a_photograph_keeps_its_colours_where_they_are(size_wh: tuple[int, int]) -> None:
+    """A ramp in x and y, cut and shrunk by whatever factor, is a ramp still."""
+    y, x = np.mgrid[:320, :400]
+    ramp = np.stack([x * 0.5, y * 0.6, 0 * x], -1).astype(np.uint8)
+    for seed in range(12):
+        window = clutter._window(np.random.default_rng(seed), ramp, size_wh, 0.2).astype(float)
+        assert window.shape == (size_wh[1], size_wh[0], 3)
+        for channel, along in ((0, 1), (1, 0)):
+            steps = np.diff(window[..., channel], axis=along)
+            if steps.size:
+                assert steps.min() >= -1 or steps.max() <= 1  # one way or mirrored
+                assert np.ptp(steps) <= 2 + 2 * np.abs(steps).mean() * 0.6

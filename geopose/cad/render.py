@@ -81,9 +81,9 @@ def clip_near(corners: Array, near: float) -> tuple[Array, NDArray[np.int64]]:
     CACM 1974.
     """
     front = corners[:, :, 2] > near
-    count = front.sum(1)
-    if (count == 3).all():
+    if front.all():
         return corners, np.arange(len(corners))
+    count = front.sum(1)
     whole = np.flatnonzero(count == 3)
     parts, origin = [corners[whole]], [whole]
     for number in (1, 2):
@@ -123,16 +123,11 @@ def rasterize(vertices_cam: Array, faces: NDArray[np.integer], camera: Camera, n
         flat = np.concatenate([_distorted_rays(flat, camera) * flat[:, 2:], flat[:, 2:]], axis=1)
     # f_r = H / 2 belongs to a vertical field of view of 90 degrees.
     focal = 0.5 * height
-    folded = np.empty((len(flat), 3), np.float32)
-    folded[:, 0] = (
-        float(camera.fx) * flat[:, 0] + (float(camera.cx) - 0.5 * (width - 1)) * flat[:, 2]
-    ) / focal
-    folded[:, 1] = (
-        -(float(camera.fy) * flat[:, 1] + (float(camera.cy) - 0.5 * (height - 1)) * flat[:, 2]) / focal
-    )
-    folded[:, 2] = -flat[:, 2]
+    shift_x, shift_y = float(camera.cx) - 0.5 * (width - 1), float(camera.cy) - 0.5 * (height - 1)
+    fold = np.array([[float(camera.fx), 0, shift_x], [0, -float(camera.fy), -shift_y], [0, 0, -focal]])
+    folded = flat.astype(np.float32, copy=False) @ (fold.T / focal).astype(np.float32)
     far = 2.0 * float(flat[:, 2].max()) + near
-    numbers = np.repeat(origin.astype(np.float32), 3)[:, None].repeat(3, axis=1)  # exact up to 2**24 faces
+    numbers = origin.astype(np.float32).repeat(9).reshape(-1, 3)  # of the faces; exact up to 2**24 of them
     buffer = np.full((height, width, 3), -1.0, np.float32)
     depth = np.full((height, width), far, np.float32)
     index = np.arange(len(flat), dtype=np.int32).reshape(-1, 3)
@@ -162,10 +157,10 @@ def _fragments(
 def _weigh(face: Any, corners: Any, rays: Any, bary: Any, depth: Any) -> None:
     """Fills bary (N, 3) and depth (N,): where rays (N, 3) meet their faces (N,) of corners (F, 3, 3)."""
     for n in range(len(face)):
-        corner = corners[face[n]].astype(np.float64)
-        ax, ay, az = corner[0]
-        bx, by, bz = corner[1]
-        cx, cy, cz = corner[2]
+        f = face[n]
+        ax, ay, az = np.float64(corners[f, 0, 0]), np.float64(corners[f, 0, 1]), np.float64(corners[f, 0, 2])
+        bx, by, bz = np.float64(corners[f, 1, 0]), np.float64(corners[f, 1, 1]), np.float64(corners[f, 1, 2])
+        cx, cy, cz = np.float64(corners[f, 2, 0]), np.float64(corners[f, 2, 1]), np.float64(corners[f, 2, 2])
         ux, uy, uz = by * cz - bz * cy, bz * cx - bx * cz, bx * cy - by * cx  # b x c
         vx, vy, vz = cy * az - cz * ay, cz * ax - cx * az, cx * ay - cy * ax
         wx, wy, wz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
@@ -286,7 +281,7 @@ def _render_one(model: CadModel, camera: Camera, R: Array, t: Array, near: float
 def facing(normals: Array, rays: Array) -> NDArray[np.float32]:
     """Unit normals (N, 3), turned towards the camera along rays (N, 3): a mesh's winding is not to be
     trusted."""
-    away = np.einsum("ni,ni->n", normals, rays) > 0
-    normals = np.where(away[:, None], -normals, normals)
+    away = np.einsum("ni,ni->n", normals, rays)
     length = np.sqrt(np.einsum("ni,ni->n", normals, normals))
-    return (normals / np.maximum(length, 1e-12)[:, None]).astype(np.float32)
+    scale = np.where(away > 0, -1, 1) / np.maximum(length, 1e-12)
+    return (normals * scale[:, None]).astype(np.float32)

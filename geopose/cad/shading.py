@@ -21,6 +21,7 @@ from geopose.cad.render import Array, rasterize
 from geopose.geometry.camera import Camera
 
 F32 = NDArray[Any]  # float32
+_THIRD = np.full(3, 1 / 3, np.float32)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ class Lighting:
 
 
 def _unit(v: Array) -> F32:
-    return (v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9)).astype(np.float32)
+    return (v / np.maximum(np.sqrt(np.einsum("...i,...i->...", v, v))[..., None], 1e-9)).astype(np.float32)
+
+
+def _power(base: F32, exponent: float) -> F32:
+    """base ** exponent, base > 0, twice as fast as numpy's: there are vector instructions for these two."""
+    return np.exp(np.float32(exponent) * np.log(base))
 
 
 def _tint(generator: np.random.Generator, amount: float, shape: tuple[int, ...] = ()) -> F32:
@@ -127,8 +133,9 @@ def shade(
         shadow: (N,) how much of the first light arrives; None: all of it.
     """
     albedo = color * color
-    view = -rays / np.sqrt(np.einsum("ni,ni->n", rays, rays))[:, None]
-    cosine = np.maximum(normals @ lighting.directions.T, 0)
+    view = rays / -np.sqrt(np.einsum("ni,ni->n", rays, rays))[:, None]
+    slope = normals @ lighting.directions.T
+    cosine = np.maximum(slope, 0)
     if shadow is not None:
         cosine[:, 0] *= shadow
     hemisphere = 0.5 + 0.5 * (normals @ lighting.up)[:, None]
@@ -137,17 +144,18 @@ def shade(
     if material.specular < 0.02 and material.mirror < 0.02:
         return out
     tint = albedo * np.float32(material.metal) + np.float32(1 - material.metal)
-    half = _unit(lighting.directions[None] + view[:, None])
-    lobe = np.maximum(np.einsum("nli,ni->nl", half, normals), 1e-4) ** np.float32(material.shininess)
+    facing = np.einsum("ni,ni->n", view, normals)[:, None]
+    half = np.sqrt(np.maximum(2 + 2 * view @ lighting.directions.T, 1e-9))  # of direction plus view
+    lobe = _power(np.maximum((slope + facing) / half, 1e-4), material.shininess)
     lobe *= cosine > 0
     highlight = np.float32(material.specular) * (lobe @ lighting.colors)
     if material.mirror >= 0.02:
-        facing = np.einsum("ni,ni->n", view, normals)
-        mirrored = 2 * facing[:, None] * normals - view
-        near = np.exp(lighting.glow[:, 3] * (mirrored @ lighting.glow[:, :3].T - 1))
+        targets = np.concatenate([lighting.glow[:, :3], lighting.up[None]]).T
+        mirrored = 2 * facing * (normals @ targets) - view @ targets  # cosines of the mirrored view with each
+        near = np.exp(lighting.glow[:, 3] * (mirrored[:, :-1] - 1))
         fresnel = 0.3 + 0.7 * (1 - np.clip(facing, 0, 1)) ** 3
-        around = near @ lighting.glow_colors + lighting.sky * (0.5 + 0.5 * (mirrored @ lighting.up))[:, None]
-        highlight += np.float32(material.mirror) * fresnel[:, None] * around
+        around = near @ lighting.glow_colors + lighting.sky * (0.5 + 0.5 * mirrored[:, -1:])
+        highlight += np.float32(material.mirror) * fresnel * around
     return (out + tint * highlight).astype(np.float32)
 
 
@@ -157,10 +165,10 @@ def vary_color(generator: np.random.Generator, color: F32, xyz: F32) -> F32:
 
     xyz: (N, 3) object coordinates in units of the object's size, for stains that stick to the surface.
     """
-    grey = color.mean(1, keepdims=True)
+    grey = (color @ _THIRD)[:, None]  # numpy's mean over so short an axis takes twenty times as long
     out = grey + (color - grey) * np.float32(generator.uniform(0.5, 1.4))
     out = out @ (np.eye(3) + generator.normal(0, 0.05, (3, 3))).T.astype(np.float32)
-    out = np.maximum(out, 1e-3) ** np.float32(np.exp(generator.normal(0, 0.25)))
+    out = _power(np.maximum(out, 1e-3), np.exp(generator.normal(0, 0.25)))
     out = (
         out
         * np.float32(np.exp(generator.normal(0, 0.2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 F32 = NDArray[Any]  # float32
+_GRAINS = 1024  # pixels of a square of noise
 
 
 def tone(generator: np.random.Generator, image: F32) -> F32:
@@ -16,14 +18,15 @@ def tone(generator: np.random.Generator, image: F32) -> F32:
     1]."""
     gain = np.exp(generator.normal(0, 0.15)) * np.exp(generator.normal(0, 0.05, 3))
     offset = generator.normal(0, 0.03)
-    out = image * gain.astype(np.float32) + np.float32(offset)
+    change = np.column_stack([np.diag(gain), np.full(3, offset)])  # all of it is linear
     if generator.random() < 0.5:
-        grey = np.float32(out.mean())
-        out = grey + (out - grey) * np.float32(np.exp(generator.normal(0, 0.2)))
+        grey = float((gain * cv2.mean(image)[:3] + offset).mean())
+        change *= np.exp(generator.normal(0, 0.2))
+        change[:, 3] += grey * (1 - change[0, 0] / gain[0])
     if generator.random() < 0.3:
-        level = out.mean(-1, keepdims=True)
-        out = level + (out - level) * np.float32(generator.uniform(0.3, 1.3))
-    return np.clip(out, 0, 1)
+        kept = generator.uniform(0.3, 1.3)
+        change = (kept * np.eye(3) + (1 - kept) / 3) @ change
+    return np.clip(cv2.transform(image, change), 0, 1)
 
 
 def defocus(generator: np.random.Generator, image: F32, strongest: float = 1.0) -> F32:
@@ -50,6 +53,22 @@ def defocus(generator: np.random.Generator, image: F32, strongest: float = 1.0) 
     )
 
 
+@functools.lru_cache(maxsize=1)
+def _noise() -> F32:
+    noise = np.random.default_rng(13).standard_normal((_GRAINS, _GRAINS, 3), dtype=np.float32)
+    noise.setflags(write=False)
+    return noise
+
+
+def _grains(generator: np.random.Generator, height: int, width: int) -> F32:
+    """(height, width, 3) of normal noise, not to be written to: a window of a stored square, which takes no time, where
+    there are many windows."""
+    if max(height, width) > _GRAINS // 2:
+        return generator.standard_normal((height, width, 3), dtype=np.float32)
+    y, x = generator.integers(_GRAINS - height + 1), generator.integers(_GRAINS - width + 1)
+    return _noise()[y : y + height, x : x + width]
+
+
 def sensor(generator: np.random.Generator, image: F32) -> NDArray[np.uint8]:
     """uint8 picture with sharpening, noise of photons and electronics, and compression."""
     if generator.random() < 0.3:
@@ -58,13 +77,13 @@ def sensor(generator: np.random.Generator, image: F32) -> NDArray[np.uint8]:
     sigma = float(np.exp(generator.uniform(np.log(0.002), np.log(0.05))))
     height, width = image.shape[:2]
     if generator.random() < 0.4:  # demosaicing leaves coarse grains
-        coarse = generator.standard_normal((height // 2 + 1, width // 2 + 1, 3), dtype=np.float32)
+        coarse = _grains(generator, height // 2 + 1, width // 2 + 1)
         noise = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
     else:
-        noise = generator.standard_normal((height, width, 3), dtype=np.float32)
+        noise = _grains(generator, height, width)
+    noise = noise * np.float32(sigma)
     if generator.random() < 0.5:
         noise *= np.sqrt(np.clip(image, 0.02, 1)) * np.float32(1.5)
-    noise = noise * np.float32(sigma)
     noise += image
     out = np.clip(noise * np.float32(255) + np.float32(0.5), 0, 255).astype(np.uint8)
     if generator.random() < 0.35:

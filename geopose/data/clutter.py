@@ -61,9 +61,12 @@ def _window(
     scale = fit * np.exp(generator.uniform(np.log(least), 0))
     cw, ch = max(1, int(out_w * scale)), max(1, int(out_h * scale))
     x, y = int(generator.integers(w - cw + 1)), int(generator.integers(h - ch + 1))
-    crop = picture[y : y + ch, x : x + cw]
-    interpolation = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(crop, (out_w, out_h), interpolation=interpolation)
+    times = max(1, min(round(scale), cw, ch))  # a whole one is many times as fast
+    cw, ch = cw // times, ch // times
+    crop = picture[y : y + times * ch, x : x + times * cw]
+    if times > 1:
+        crop = np.asarray(cv2.resize(crop, (cw, ch), interpolation=cv2.INTER_AREA), np.uint8)
+    resized = cv2.resize(crop, (out_w, out_h), interpolation=cv2.INTER_LINEAR)
     flip = int(generator.integers(3))
     return np.asarray(resized if flip == 2 else cv2.flip(resized, flip), np.uint8)
 
@@ -73,7 +76,7 @@ def _layer(generator: np.random.Generator, size_wh: tuple[int, int]) -> Picture:
     bank = _pictures()
     picture = bank[generator.integers(len(bank))]
     if generator.random() < 0.3:
-        picture = np.ascontiguousarray(picture.transpose(1, 0, 2))
+        picture = picture.transpose(1, 0, 2)  # of which the window alone is copied
     layer = _window(generator, picture, size_wh, 0.25)
     keep = generator.choice([1.0, 0.6, 0.4, generator.uniform(0, 1.3)])  # saturation kept
     matrix = np.full((3, 3), (1 - keep) / 3) + keep * np.eye(3)

@@ -108,7 +108,8 @@ def look_at(elevation: float, azimuth: float, roll: float, up: str = "+z") -> Ar
     se, ce, sa, ca = np.sin(elevation), np.cos(elevation), np.sin(azimuth), np.cos(azimuth)
     forward = -np.array([ce * ca, ce * sa, se])
     right = np.array([-sa, ca, 0.0])
-    upright = np.stack([right, np.cross(forward, right), forward])
+    down = np.array([se * ca, se * sa, -ce])  # forward x right
+    upright = np.stack([right, down, forward])
     c, s = np.cos(roll), np.sin(roll)
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]]) @ upright @ _UP_FRAMES[up]
 

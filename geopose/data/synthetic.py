@@ -97,10 +97,10 @@ class SyntheticDataset(Dataset):
         cells = side // 4
         mask = cv2.resize(visible, (cells, cells), interpolation=cv2.INTER_AREA)
         weight = picture.full.astype(np.float32)
-        inside_share = cv2.resize(weight, (cells, cells), interpolation=cv2.INTER_AREA)
-        local = ((picture.xyz - self.maker.centre) / self.maker.half * weight[..., None]).astype(np.float32)
-        xyz = cv2.resize(local, (cells, cells), interpolation=cv2.INTER_AREA)
-        xyz = (xyz / np.maximum(inside_share, 1e-3)[..., None]).clip(-1, 1)
+        inside_share = cv2.resize(weight, (cells, cells), interpolation=cv2.INTER_AREA)[..., None]
+        xyz = cv2.resize(picture.xyz, (cells, cells), interpolation=cv2.INTER_AREA)
+        xyz = (xyz - inside_share * self.maker.centre) / (np.maximum(inside_share, 1e-3) * self.maker.half)
+        xyz = xyz.clip(-1, 1).astype(np.float32)
         targets = self.keypoint_targets(pose, camera)
         inside = ((targets > -0.5) & (targets < side - 0.5)).all(-1)
         return {
