@@ -41,7 +41,7 @@ def recalibrate(
     a more honest confidence and covariance. No mesh is needed, and nothing is learned but those.
 
     Args:
-        out: where to write; None replaces `path`. minutes: half of them calibrate, a third judge. seed: of the
+        out: where to write; None replaces `path`. minutes: seven tenths of them calibrate, the rest judge. seed: of the
             renders; None takes that of the training, whose own pictures are others. workers: rendering processes;
             None takes one for two cores. covariance_only: whether keypoints and confidence stay as they are, and only
             the size and the tails of the covariances are fitted: then the model answers what it answered before.

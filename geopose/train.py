@@ -42,7 +42,7 @@ from geopose.train_state import (
 )
 
 SAVE_EVERY_S = 40.0
-_FINAL_SHARE, _FINAL_LEAST_S, _FINAL_LEAST_SHARE, _FINAL_MOST_S = 0.04, 60.0, 0.1, 180.0
+_FINAL_SHARE, _FINAL_MOST_S = 0.1, 480.0
 _MESH_FACES = 5000
 _ANY_TIME = ("workers", "device", "restart", "quiet")  # options that may change between two sittings
 
@@ -97,9 +97,8 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
 
 
 def _final_seconds(total: float) -> float:
-    """Of so many seconds, those for calibration and judgement: from a handful of pictures no pose would be believed."""
-    least = min(_FINAL_LEAST_S, _FINAL_LEAST_SHARE * total)
-    return min(max(_FINAL_SHARE * total, least), _FINAL_MOST_S)
+    """Of so many seconds, those for calibration and judgement: what a handful of pictures teach is not honest."""
+    return min(_FINAL_SHARE * total, _FINAL_MOST_S)
 
 
 class _Run:

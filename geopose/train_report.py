@@ -35,7 +35,11 @@ from geopose.summary import LEVELS
 
 _LINE_EVERY_S = 15.0
 CLEARLY_VISIBLE = 0.6  # share of the silhouette
-_ENDS = (0.0, 0.2, 0.65)  # when calibrating keypoints, then poses, then judging begins; shares of the time
+_ENDS = (0.0, 0.15, 0.7)  # when calibrating keypoints, then poses, then judging begins; shares of the time
+_ROUNDS = (
+    0.3,
+    0.7,
+)  # of calibrating poses: with a confidence from no renders, then with that of the first round
 
 
 class Progress:
@@ -184,7 +188,7 @@ def finish_model(
     scenes_to_judge: Iterable[Mapping[str, Tensor]],
     now: float,
     seconds: float,
-    most: tuple[int, int, int] = (512, 200, 400),
+    most: tuple[int, int, int] = (512, 1000, 400),
     keep: Mapping[str, Any] | None = None,
     known: Mapping[str, Any] | None = None,
     remember: Callable[[dict[str, Any]], None] = lambda known: None,
@@ -215,10 +219,17 @@ def finish_model(
         remember({"stage": stage, "calibration": jsonable(calibration), "figures": jsonable(figures)})
     estimator.calibration = dict(calibration)
     if stage == 1:
-        lessons = learn_from_scenes(estimator, scenes_to_learn, most[1], now + ends[2] * seconds)
-        if keep is None:
-            features, right = [values for values, _ in lessons.considered], [r for _, r in lessons.considered]
-            calibration = {**calibration, "confidence": fit_confidence(features, right, PRIOR)}
+        scenes, done = iter(scenes_to_learn), 0.0
+        considered: list[tuple[dict[str, float], bool]] = []
+        for part in _ROUNDS if keep is None else (1.0,):
+            done += part
+            until = now + (ends[1] + done * (ends[2] - ends[1])) * seconds
+            lessons = learn_from_scenes(estimator, scenes, round(part * most[1]), until)
+            considered += lessons.considered
+            if keep is None:
+                features, right = [values for values, _ in considered], [r for _, r in considered]
+                calibration = {**calibration, "confidence": fit_confidence(features, right, PRIOR)}
+                estimator.calibration = dict(calibration)  # it decides how long an estimate looks
         sure = [d for values, d in lessons.answered if confidence_of(values, calibration) >= LEAST_CONFIDENCE]
         calibration = estimator.calibration = {**calibration, **fit_tails(sure)}
         remember({"stage": 2, "calibration": jsonable(calibration), "figures": jsonable(figures)})

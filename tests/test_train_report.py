@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 import trimesh
 from scipy.stats import chi2
 
+from geopose import train_report
 from geopose.cad.model import CadModel
 from geopose.cad.symmetry import find_symmetries
+from geopose.calibrate import BEST_FEATURES
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import hat
-from geopose.train_report import judge_scenes, learn_from_scenes, summary
+from geopose.train_report import Lessons, finish_model, judge_scenes, learn_from_scenes, summary
 
 CAMERA = Camera(600.0, 600.0, 319.5, 239.5, (640, 480))
 SIGMA = np.array([3e-4, 3e-4, 2e-3, *np.deg2rad([1.0, 1.0, 1.0])])
@@ -101,3 +104,37 @@ def test_the_figures_say_how_many_are_wrong_and_where_the_truth_is(cans: tuple[A
     assert summary([*rows[:3], *wrong])["wrong_among_found"] == 0.5
     assert np.isnan(summary([{**rows[0], "found": 0.0}])["wrong_among_found"])
     assert np.isnan(summary([{**rows[0], "found": 0.0}])["coverage"]["0.9"])
+
+
+def test_the_confidence_of_a_first_round_is_in_force_while_the_tails_are_learned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An estimate looks the longer the less it believes, and so its errors are those of one confidence."""
+    estimator = SimpleNamespace(nets={"keypoints": None}, calibration={})
+    rounds: list[tuple[dict[str, Any], list[int]]] = []
+
+    def learn(estimator: Any, scenes: Any, count: int, until: float) -> Lessons:
+        seen = [next(scenes) for _ in range(count)]
+        rounds.append((dict(estimator.calibration), seen))
+        seen_so = [dict.fromkeys(BEST_FEATURES, float(i % 2)) for i in seen]
+        far = 4.0 if len(rounds) == 1 else 40.0
+        answered = [(values, far * (1 + i % 7)) for i, values in enumerate(seen_so)]
+        return Lessons([(values, values["fit"] > 0) for values in seen_so], answered)
+
+    monkeypatch.setattr(train_report.PoseEstimator, "load", lambda *_: estimator)
+    monkeypatch.setattr(train_report, "learn_from_scenes", learn)
+    monkeypatch.setattr(train_report, "judge_scenes", lambda *_: [])
+    monkeypatch.setattr(train_report, "read_renders", lambda *_: {})
+    monkeypatch.setattr(train_report, "calibrate_keypoints", lambda _: ({"window": None}, {}))
+    endless = type("Endless", (), {"__iter__": lambda self: iter(range(1000))})()
+    arguments = Path("x"), torch.device("cpu"), [], endless, [], 0.0, 60.0
+    calibration, _ = finish_model(*arguments, (10, 100, 10))
+    (first, before), (second, after) = rounds
+    assert "confidence" not in first
+    assert second["confidence"]["weights"].keys() == calibration["confidence"]["weights"].keys()
+    assert before + after == list(range(100))  # no scene twice
+    assert 5 < calibration["pose_scale"] < 80  # of the second round
+    rounds.clear()
+    kept, _ = finish_model(*arguments, (10, 50, 10), calibration)
+    assert len(rounds) == 1
+    assert rounds[0][0]["confidence"] == kept["confidence"] == calibration["confidence"]
