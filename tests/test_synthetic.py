@@ -154,7 +154,7 @@ def test_other_things_stand_all_over_wide_pictures(car: CadModel, kind: str) -> 
     assert TrainOptions().pictures().scattered > 0
 
 
-@pytest.mark.parametrize("strongest", [0.4, 1.0, 1.6])
+@pytest.mark.parametrize("strongest", [0.0, 0.4, 1.0, 1.6])
 def test_blur_leaves_things_where_they_are(strongest: float) -> None:
     """Half a pixel is many standard deviations of the pose of a large object."""
     y, x = np.mgrid[:96, :128]

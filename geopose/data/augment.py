@@ -43,7 +43,8 @@ def defocus(generator: np.random.Generator, image: F32, strongest: float = 1.0) 
         return cv2.filter2D(image, -1, kernel / float(kernel.sum()))
     if kind < 0.45:  # fewer pixels than this picture has
         height, width = image.shape[:2]
-        factor = generator.uniform(1.1, 1 + 1.8 * strongest)
+        most = 1 + 1.8 * strongest
+        factor = generator.uniform(min(1.1, most), most)
         size = (max(int(width / factor), 8), max(int(height / factor), 8))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         back = cv2.INTER_LINEAR if generator.random() < 0.6 else cv2.INTER_CUBIC
