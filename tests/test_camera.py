@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import cv2
@@ -397,3 +398,8 @@ def test_a_point_of_whole_numbers_is_one() -> None:
     np.testing.assert_allclose(own.project([[1, 2, 4]]), [[25, 50]])
     with pytest.raises(ValueError, match="points_cam"):
         own.project(np.zeros((3, 2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        far = own.project(np.array([[1e30, 0, 1e-30], [np.nan, 0, 1], [np.inf, 0, 1]], np.float32))
+    assert far[0, 0] == np.inf
+    assert np.isnan(far[1:]).all()

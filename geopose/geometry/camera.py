@@ -316,8 +316,8 @@ def _columns(value: Any, like: Tensor) -> Tensor:
     return tensor if tensor.ndim == 0 else tensor[..., None]
 
 
-def _project(points: Array, c: Camera) -> Array:
-    """`Camera.project` of arrays by a camera of plain numbers, without distortion."""
+@np.errstate(over="ignore")
+def _project(points: Array, c: Camera) -> Array:  # of plain numbers, without distortion
     check_last("points_cam", points, None, 3)
     z = np.where((points[..., 2] > 0) & np.isfinite(points).all(-1), points[..., 2], np.nan)
     return np.stack([points[..., 0] / z * c.fx + c.cx, points[..., 1] / z * c.fy + c.cy], -1)
