@@ -203,11 +203,7 @@ class Camera:
         box_px: x0, y0, x1, y1, edges in image pixels: the whole image is (-0.5, -0.5, W - 0.5, H - 0.5).
         """
         scale, shift = _crop(box_px, size_wh)
-        if isinstance(scale, np.ndarray) and isinstance(self.fx, float):
-            fx, fy = self.fx * scale[..., 0], self.fy * scale[..., 1]
-            cx, cy = self.cx * scale[..., 0] + shift[..., 0], self.cy * scale[..., 1] + shift[..., 1]
-        else:
-            fx, fy, cx, cy = _crop_intrinsics(self, scale, shift)
+        fx, fy, cx, cy = _crop_intrinsics(self, scale, shift)
         return dataclasses.replace(self, fx=fx, fy=fy, cx=cx, cy=cy, size_wh=_size("size_wh", size_wh))
 
     def _intrinsics(self, like: Tensor) -> list[Tensor]:
@@ -248,13 +244,14 @@ def _crop(box_px: Array, size_wh: tuple[int, int]) -> tuple[Array, Array]:
     return scale, -box[..., :2] * scale - 0.5
 
 
-@either
 def _crop_intrinsics(camera: Camera, scale: Array, shift: Array) -> tuple[Array, ...]:
-    fx, fy, cx, cy = (
-        v.to(scale) if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)).to(scale.device)
-        for v in (camera.fx, camera.fy, camera.cx, camera.cy)
-    )
-    (sx, sy), (tx, ty) = scale.unbind(-1), shift.unbind(-1)
+    inner = [camera.fx, camera.fy, camera.cx, camera.cy]
+    like = next((v for v in (*inner, scale) if isinstance(v, Tensor)), None)
+    if like is not None:  # arrays and numbers stay such: torch takes several times as long
+        scale, shift = to_tensor(scale).to(like.device), to_tensor(shift).to(like.device)
+        inner = [to_tensor(v).to(scale.device) if not isinstance(v, Tensor) else v.to(scale) for v in inner]
+    fx, fy, cx, cy = inner
+    sx, sy, tx, ty = scale[..., 0], scale[..., 1], shift[..., 0], shift[..., 1]
     return fx * sx, fy * sy, cx * sx + tx, cy * sy + ty
 
 
