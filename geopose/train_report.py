@@ -36,10 +36,7 @@ from geopose.summary import LEVELS
 _LINE_EVERY_S = 15.0
 CLEARLY_VISIBLE = 0.6  # share of the silhouette
 _ENDS = (0.0, 0.15, 0.7)  # when calibrating keypoints, then poses, then judging begins; shares of the time
-_ROUNDS = (
-    0.3,
-    0.7,
-)  # of calibrating poses: with a confidence from no renders, then with that of the first round
+_ROUNDS = (0.3, 0.7)  # of calibrating poses: by a confidence that saw no renders, then by that of the first
 
 
 class Progress:

@@ -380,12 +380,22 @@ def test_noise_of_small_and_large_pictures_is_unit_normal_and_not_to_be_written_
     np.testing.assert_array_equal(small, kept)
 
 
-def test_a_tone_does_to_all_pixels_alike_and_is_clipped() -> None:
-    """All of it is linear: three grey levels and a colour tell what becomes of every other pixel."""
+def test_a_tone_is_gain_offset_contrast_and_saturation_in_turn_and_clipped() -> None:
+    """Step by step on all pixels; and all of it is linear, a few pixels tell what becomes of every other."""
     generator = np.random.default_rng(4)
     image = generator.uniform(0.3, 0.6, (16, 16, 3)).astype(np.float32)
     for seed in range(12):
+        draw = np.random.default_rng(seed)
+        wanted = image * (np.exp(draw.normal(0, 0.15)) * np.exp(draw.normal(0, 0.05, 3))) + draw.normal(
+            0, 0.03
+        )
+        if draw.random() < 0.5:
+            wanted = wanted.mean() + (wanted - wanted.mean()) * np.exp(draw.normal(0, 0.2))
+        if draw.random() < 0.3:
+            grey = wanted.mean(-1, keepdims=True)
+            wanted = grey + (wanted - grey) * draw.uniform(0.3, 1.3)
         out = augment.tone(np.random.default_rng(seed), image).reshape(-1, 3).astype(float)
+        np.testing.assert_allclose(out, wanted.clip(0, 1).reshape(-1, 3), atol=1e-5)
         assert out.min() >= 0
         assert out.max() <= 1
         inner = ((out > 0) & (out < 1)).all(1)
