@@ -36,6 +36,7 @@ from geopose.summary import LEVELS
 _LINE_EVERY_S = 15.0
 CLEARLY_VISIBLE = 0.6  # share of the silhouette
 _ENDS = (0.0, 0.15, 0.7)  # when calibrating keypoints, then poses, then judging begins; shares of the time
+_WRONG_MODE = 0.3  # diameters of ADD from which on a pose is another mode, which no covariance describes
 _ROUNDS = (0.3, 0.7)  # of calibrating poses: by a confidence that saw no renders, then by that of the first
 
 
@@ -90,7 +91,8 @@ def judge_scenes(
     estimator: PoseEstimator, scenes: Iterable[Mapping[str, Tensor]], count: int, until: float, least: int = 4
 ) -> list[dict[str, float]]:
     """One row per rendered photograph, whole picture in and no box given: found, errors, visible share, size, seconds,
-    probability of the smallest region of the pose's distribution that has the truth inside.
+    squared Mahalanobis distance of the truth, probability of the smallest region of the pose's distribution that has
+    it inside.
 
     Args:
         scenes: collated one by one; image (1, 3, H, W) uint8, R, t, K, visib_fract, box.
@@ -112,7 +114,7 @@ def judge_scenes(
         }
         distance = pose_distance(found.pose, truth, points, len(symmetries) > 1)
         row["add"] = distance / float(estimator.meta["diameter"])
-        for name in ("rotation_deg", "translation", "keypoint_px", "inside"):
+        for name in ("rotation_deg", "translation", "keypoint_px", "distance2", "inside"):
             row[name] = float("nan")
         if found.pose is not None:
             same = truth @ Pose.from_matrix(symmetries)
@@ -123,8 +125,8 @@ def judge_scenes(
             errors = np.linalg.norm(found.keypoints["points_px"] - seen, axis=-1)
             row["keypoint_px"] = float(np.median(errors, axis=-1).min())
         if found.pose is not None and found.covariance is not None:
-            d2 = mahalanobis2(found.pose, truth, found.covariance, symmetries)
-            row["inside"] = float(share_inside(d2, found.covariance_dof))
+            row["distance2"] = float(mahalanobis2(found.pose, truth, found.covariance, symmetries))
+            row["inside"] = float(share_inside(row["distance2"], found.covariance_dof))
         rows.append(row)
         if len(rows) >= count or (time.monotonic() > until and len(rows) >= least):
             break
@@ -136,8 +138,8 @@ class Lessons:
     """What poses in fresh scenes teach.
 
     considered: features of every pose considered, and whether it was right (ADD(-S) below a tenth of the diameter).
-    answered: features of those given at last, and the squared Mahalanobis distance of the truth; not of those worse
-    than 0.3 d, which are the wrong mode, which no covariance describes.
+    answered: features of those given at last, and the squared Mahalanobis distance of the truth; not of those of the
+    wrong mode.
     """
 
     considered: list[tuple[dict[str, float], bool]]
@@ -156,7 +158,7 @@ def learn_from_scenes(
         return confident(values, pose)
 
     symmetries = estimator.symmetries.expand()
-    limit, points = 0.1 * float(estimator.meta["diameter"]), estimator.model.vertices
+    diameter, points = float(estimator.meta["diameter"]), estimator.model.vertices
     lessons = Lessons([], [])
     estimator.confident = record  # type: ignore[method-assign,assignment]
     try:
@@ -166,8 +168,8 @@ def learn_from_scenes(
             found = estimator.estimate(image, camera)
             off = [pose_distance(pose, truth, points, len(symmetries) > 1) for _, pose in seen]
             for (values, pose), distance in zip(seen, off, strict=True):
-                lessons.considered.append((values, distance < limit))
-                if pose is not None and pose is found.pose and distance < 3 * limit:
+                lessons.considered.append((values, distance < 0.1 * diameter))
+                if pose is not None and pose is found.pose and distance < _WRONG_MODE * diameter:
                     d2 = mahalanobis2(pose, truth, found.covariance, symmetries)
                     lessons.answered.append((values, d2))
             if number >= count or (time.monotonic() > until and number >= 4):
@@ -191,7 +193,8 @@ def finish_model(
     remember: Callable[[dict[str, Any]], None] = lambda known: None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(calibration, figures) of the checkpoint at `path`: keypoints first, then the confidence, then the covariances of
-    the poses answered `ok`, then the judgement.
+    the poses answered `ok`, then the judgement, and the covariances once more with what it saw, which the figures do
+    not know of.
 
     Args:
         crops, scenes_to_learn, scenes_to_judge: three streams of fresh renders.
@@ -202,8 +205,9 @@ def finish_model(
             call that was interrupted, whose `seconds` are what is left.
     """
     estimator = PoseEstimator.load(path, str(device))
-    so_far: dict[str, Any] = {"stage": 0, "calibration": {}, "figures": {}} | dict(known or {})
+    so_far: dict[str, Any] = {"stage": 0, "calibration": {}, "figures": {}, "distances2": [], **(known or {})}
     stage, calibration, figures = so_far["stage"], so_far["calibration"], so_far["figures"]
+    distances2: list[float] = so_far["distances2"]
     ends = [(end - _ENDS[stage]) / (1 - _ENDS[stage]) for end in _ENDS]
     if stage == 0:
         if keep is None:
@@ -227,10 +231,22 @@ def finish_model(
                 features, right = [values for values, _ in considered], [r for _, r in considered]
                 calibration = {**calibration, "confidence": fit_confidence(features, right, PRIOR)}
                 estimator.calibration = dict(calibration)  # it decides how long an estimate looks
-        sure = [d for values, d in lessons.answered if confidence_of(values, calibration) >= LEAST_CONFIDENCE]
-        calibration = estimator.calibration = {**calibration, **fit_tails(sure)}
-        remember({"stage": 2, "calibration": jsonable(calibration), "figures": jsonable(figures)})
+        distances2 = [
+            d for values, d in lessons.answered if confidence_of(values, calibration) >= LEAST_CONFIDENCE
+        ]
+        calibration = estimator.calibration = {**calibration, **fit_tails(distances2)}
+        remember(
+            {
+                "stage": 2,
+                "calibration": jsonable(calibration),
+                "figures": jsonable(figures),
+                "distances2": jsonable(distances2),
+            }
+        )
     rows = judge_scenes(estimator, scenes_to_judge, most[2], now + seconds)
+    scale = float(calibration["pose_scale"])
+    judged = [scale * r["distance2"] for r in rows if r["found"] and r["add"] < _WRONG_MODE]
+    calibration = {**calibration, **fit_tails([*distances2, *judged])}
     clear = [r for r in rows if r["visib_fract"] >= CLEARLY_VISIBLE]
     return jsonable(calibration), {**summary(rows), **figures, "visible_06": summary(clear)}
 

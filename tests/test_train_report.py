@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 import torch
 import trimesh
 from scipy.stats import chi2
+from scipy.stats import f as f_distribution
 
 from geopose import train_report
 from geopose.cad.model import CadModel
 from geopose.cad.symmetry import find_symmetries
-from geopose.calibrate import BEST_FEATURES
+from geopose.calibrate import BEST_FEATURES, PRIOR, fit_tails
 from geopose.geometry.camera import Camera
+from geopose.geometry.metrics import share_inside
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import hat
 from geopose.train_report import Lessons, finish_model, judge_scenes, learn_from_scenes, summary
@@ -138,3 +141,32 @@ def test_the_confidence_of_a_first_round_is_in_force_while_the_tails_are_learned
     kept, _ = finish_model(*arguments, (10, 50, 10), calibration)
     assert len(rounds) == 1
     assert rounds[0][0]["confidence"] == kept["confidence"] == calibration["confidence"]
+
+
+def test_the_covariances_are_fitted_to_what_the_judgement_saw_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a call that goes on where another was interrupted; the figures are those of the fit before."""
+    drawn = 3 * f_distribution.rvs(6, 8, size=900, random_state=0) * 6
+    learned, then = drawn[:300].tolist(), drawn[300:]
+    first = fit_tails(learned)
+    estimator = SimpleNamespace(nets={"keypoints": None}, calibration={})
+    rows = [{"found": 1.0, "add": 0.05, "distance2": d / first["pose_scale"]} for d in then]
+    rows += [{"found": 0.0, "add": 0.05, "distance2": 1e9}, {"found": 1.0, "add": 0.5, "distance2": 1e9}]
+    others = dict.fromkeys(["visib_fract", "rotation_deg", "translation", "keypoint_px", "seconds"], 1.0)
+    for row in rows:
+        row |= others
+        row["inside"] = float(share_inside(row["distance2"], first["pose_dof"]))
+    lessons = Lessons([], [(dict.fromkeys(BEST_FEATURES, 1.0), d) for d in learned])
+    monkeypatch.setattr(train_report.PoseEstimator, "load", lambda *_: estimator)
+    monkeypatch.setattr(train_report, "learn_from_scenes", lambda *_: lessons)
+    monkeypatch.setattr(train_report, "judge_scenes", lambda *_: rows)
+    arguments = Path("x"), torch.device("cpu"), [], [], [], 0.0, 60.0
+    remembered: list[dict[str, Any]] = []
+    kept = {"window": None, "confidence": PRIOR}
+    calibration, figures = finish_model(*arguments, keep=kept, remember=remembered.append)
+    for name, value in fit_tails([*learned, *then]).items():
+        assert calibration[name] == pytest.approx(value)
+    assert remembered[-1]["calibration"]["pose_scale"] == first["pose_scale"]
+    inside = share_inside(then / first["pose_scale"], first["pose_dof"])
+    assert figures["coverage"]["0.9"] == pytest.approx(float(np.mean([*(inside <= 0.9), False])))
+    known = json.loads(json.dumps(remembered[-1]))
+    assert finish_model(*arguments, keep=kept, known=known) == (calibration, figures)
