@@ -35,6 +35,7 @@ from geopose._io import atomic_path
 from geopose.bench.common import write_json
 from geopose.cad.model import BUILT_IN, CadModel, load_cad
 from geopose.cad.symmetry import Symmetries
+from geopose.checkpoint import full_model
 from geopose.data.picture import SyntheticOptions
 from geopose.data.sample import ViewSpace
 from geopose.data.synthetic import SyntheticDataset
@@ -350,13 +351,7 @@ def mesh_of(estimator: PoseEstimator, cad: str | None, unit: str | None) -> CadM
     """
     wanted = estimator.meta["content_hash"]
     if cad is not None:
-        unit = None if cad in BUILT_IN else unit or str(estimator.meta["unit"])
-        model = load_cad(cad, unit)
-        if model.content_hash != wanted:
-            raise ValueError(
-                f"--cad: {cad} is not the mesh that the model was trained on, {estimator.meta['name']!r}"
-            )
-        return model
+        return full_model(estimator.meta, cad if unit is None else load_cad(cad, unit))
     for name in BUILT_IN:
         if load_cad(name).content_hash == wanted:
             return load_cad(name)
@@ -389,8 +384,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     estimator = PoseEstimator.load(args.model)
     trained = estimator.meta["options"]
     model = mesh_of(estimator, args.cad, args.unit)
-    if model.colors is None and model.texture is None:
-        model = model.painted(trained.get("color"))
     error = trained.get("mesh_error", 0.0) if args.mesh_error is None else args.mesh_error
     view = ViewSpace.of_training(trained)
     options = SyntheticOptions(view=view, alike=ALIKE, scattered=SCATTERED, mesh_error=error)

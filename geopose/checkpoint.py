@@ -201,6 +201,17 @@ def light_model(meta: Mapping[str, Any]) -> CadModel:
     return model
 
 
+def full_model(meta: Mapping[str, Any], cad: Any) -> CadModel:
+    """The mesh `cad`, as in `estimate_pose`, painted as in the training that a checkpoint's metadata tell of.
+
+    Raises ValueError where the model was trained on another mesh.
+    """
+    model = load_cad(cad, None if has_unit(cad) else meta["unit"])
+    if model.content_hash != meta["content_hash"]:
+        raise ValueError(f"model: was trained on {meta['name']!r}, a mesh that differs from cad={cad!r}")
+    return model.painted(meta["options"].get("color"))
+
+
 def build_net(role: str, options: Mapping[str, Any], weights: bool = False) -> nn.Module:
     """A network for a role, "locator", "keypoints" or "refiner", from its JSON-able options.
 

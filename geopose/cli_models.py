@@ -133,6 +133,9 @@ def calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         "--mesh-error", type=float, metavar="DIAMETERS",
         help="how far the real thing's surface is from its mesh: 0.01 for a scan (default: as in training)",
     )  # fmt: skip
+    parser.add_argument(
+        "--cad", metavar="FILE", help="its mesh, to be rendered (default: the light one in the model)"
+    )
     add_json(parser)
 
 
@@ -142,7 +145,7 @@ def calibrate(arguments: Arguments) -> int:
 
     out = recalibrate(
         arguments.model, arguments.out, arguments.minutes, arguments.seed, arguments.workers, arguments.device,
-        arguments.covariance_only, arguments.mesh_error,
+        arguments.covariance_only, arguments.mesh_error, arguments.cad,
     )  # fmt: skip
     figures = checkpoint_facts(out)["figures"]
     report(arguments, facts_text({"figures": figures}), {"file": out, "figures": figures})

@@ -16,10 +16,9 @@ from torch import nn
 
 from geopose import checkpoint
 from geopose.align import align, keypoint_term, mask_agreement
-from geopose.cad.model import load_cad
 from geopose.cad.symmetry import Symmetries
 from geopose.calibrate import BEST_FEATURES, LEAST_CONFIDENCE, confidence_of
-from geopose.checkpoint import has_unit, model_of
+from geopose.checkpoint import model_of
 from geopose.compare import compare
 from geopose.data.sample import box_centre_size, projected_box
 from geopose.distributed import pick_device, torch_threads
@@ -133,11 +132,7 @@ class PoseEstimator:
 
     def check(self, cad: Any) -> None:
         """Raises ValueError where the model was trained on another mesh than `cad`, which is as in `estimate_pose`."""
-        content_hash = load_cad(cad, None if has_unit(cad) else self.meta["unit"]).content_hash
-        if content_hash != self.meta["content_hash"]:
-            raise ValueError(
-                f"model: was trained on {self.meta['name']!r}, a mesh that differs from cad={cad!r}"
-            )
+        checkpoint.full_model(self.meta, cad)
 
     def _all(self, img: Any, camera: Camera | None, max_instances: int, box: Any) -> list[PoseEstimate]:
         clock = Clock()

@@ -33,12 +33,14 @@ def recalibrate(
     device: str | None = None,
     covariance_only: bool = False,
     mesh_error: float | None = None,
+    cad: Any = None,
     quiet: bool = False,
 ) -> Path:
     """The path of a checkpoint with the weights of `path`, calibrated and judged anew, as at the end of a training.
 
     For a model from an earlier geopose, or one whose training was too short to be calibrated well: more pictures make
-    a more honest confidence and covariance. No mesh is needed, and nothing is learned but those.
+    a more honest confidence and covariance. Nothing is learned but those, and no mesh is needed; without one the light
+    mesh in the checkpoint is rendered, with which an estimate compares, where a training renders the whole.
 
     Args:
         out: where to write; None replaces `path`. minutes: seven tenths of them calibrate, the rest judge. seed: of the
@@ -47,8 +49,10 @@ def recalibrate(
             the size and the tails of the covariances are fitted: then the model answers what it answered before.
         mesh_error: how far the real thing's surface is from its mesh, diameters, as in `TrainOptions`; None: as it was
             in training.
+        cad: the mesh, as in `estimate_pose`, to be rendered in place of the light one.
     Raises:
-        FileNotFoundError, ValueError: when `path` is not a checkpoint, or minutes or seed cannot be right.
+        FileNotFoundError, ValueError: when `path` is not a checkpoint, `cad` is not its mesh, or minutes or seed cannot
+            be right.
     """
     path, out = Path(path), Path(path if out is None else out)
     meta = checkpoint.load_model(path)[1]
@@ -62,7 +66,8 @@ def recalibrate(
     options = TrainOptions(**{name: value for name, value in meta["options"].items() if name in known})
     if mesh_error is not None:
         options = replace(options, mesh_error=mesh_error)
-    model, symmetries = checkpoint.light_model(meta), Symmetries.from_json(meta["symmetries"])
+    model = checkpoint.light_model(meta) if cad is None else checkpoint.full_model(meta, cad)
+    symmetries = Symmetries.from_json(meta["symmetries"])
     workers = default_workers() if workers is None else workers
 
     def renders(kind: str, number: int) -> Iterable[Any]:
@@ -75,6 +80,9 @@ def recalibrate(
     command = f"geopose calibrate {path.name} --out {out.name} --minutes {minutes:g} --seed {seed}"
     if mesh_error is not None:
         command += f" --mesh-error {mesh_error:g}"
+    if cad is not None:
+        source = Path(model.source)
+        command += f" --cad {source.name if source.is_file() else model.name}"
     seconds, began = 60.0 * minutes, time.monotonic()
     with cores_shared_with(workers), _Bar(seconds, quiet) as bar:
         calibration, figures = finish_model(

@@ -152,5 +152,5 @@ def test_the_command_writes_its_three_files(
 def test_another_mesh_is_refused(script: ModuleType) -> None:
     estimator = PoseEstimator.load(ROOT / "geopose" / "weights" / "xwing.geopose")
     assert script.mesh_of(estimator, None, None).content_hash == xwing().content_hash
-    with pytest.raises(ValueError, match="--cad: car is not the mesh"):
+    with pytest.raises(ValueError, match="was trained on 'xwing', a mesh that differs from cad='car'"):
         script.mesh_of(estimator, "car", None)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import trimesh
 from safetensors import safe_open
 
 from geopose import cli
+from geopose.cad.model import CadModel, load_cad
 from geopose.calibrate import BEST_FEATURES
-from geopose.checkpoint import model_of, read_metadata
+from geopose.checkpoint import load_model, model_of, read_metadata
 from geopose.data.synthetic import SyntheticDataset
 from geopose.recalibrate import recalibrate
 
@@ -83,16 +86,46 @@ def test_things_may_differ_from_their_mesh(
     assert read_metadata(out)["command"].endswith("--minutes 0.01 --seed 12 --mesh-error 0.02")
 
 
+def test_the_whole_mesh_is_rendered_where_it_is_given(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the colour of the training, and no other mesh."""
+    whole = trimesh.creation.icosphere(subdivisions=5, radius=0.05)
+    whole.apply_scale((1.0, 0.6, 0.3))
+    whole.export(tmp_path / "pebble.stl")
+    part = load_cad(tmp_path / "pebble.stl", "m")
+    meta = load_model(trained)[1] | {"content_hash": part.content_hash, "unit": "m", "name": "pebble"}
+    meta["options"] = meta["options"] | {"color": "gold"}
+    monkeypatch.setattr("geopose.recalibrate.checkpoint.load_model", lambda _: ({}, meta))
+    rendered: list[CadModel] = []
+
+    def stop(model: CadModel, *_: object) -> None:
+        rendered.append(model)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geopose.recalibrate.SyntheticDataset", stop)
+    for cad in (None, tmp_path / "pebble.stl"):
+        with pytest.raises(KeyboardInterrupt):
+            recalibrate(trained, tmp_path / "d.geopose", 0.01, workers=0, cad=cad, quiet=True)
+    light, full = rendered
+    assert len(full.faces) == len(whole.faces) != len(light.faces)
+    assert full.colors is not None
+    assert np.allclose(full.colors[0], [1, 215 / 255, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="was trained on 'pebble', a mesh that differs from cad='car'"):
+        recalibrate(trained, tmp_path / "d.geopose", 0.01, cad="car")
+
+
 def test_the_command_replaces_the_model(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "xwing.geopose"
     model.write_bytes(trained.read_bytes())
-    assert cli.main(["calibrate", str(model), "--minutes", "0.01", "--workers", "0", "--device", "cpu"]) == 0
+    options = ["--cad", "xwing", "--minutes", "0.01", "--workers", "0", "--device", "cpu"]
+    assert cli.main(["calibrate", str(model), *options]) == 0
     said = capsys.readouterr().out
     assert "found" in said
     assert "add 01d" in said
-    assert read_metadata(model)["command"].endswith("--minutes 0.01 --seed 12")
+    assert read_metadata(model)["command"].endswith("--minutes 0.01 --seed 12 --cad xwing")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["xwing.geopose"]
 
 
