@@ -67,6 +67,17 @@ def test_depth_and_mask_agree_with_a_ray_caster(blob: CadModel, camera: Camera) 
         assert np.mean(difference > 1e-4) < 0.005
 
 
+@pytest.mark.parametrize("diameters", [5.0, 20.0, 100.0])
+def test_what_is_behind_does_not_show_through_from_afar(blob: CadModel, diameters: float) -> None:
+    camera = Camera(100 * diameters, 100 * diameters, 63.5, 47.5, (128, 96))
+    for seed in range(3):
+        pose = Pose(pose_of(seed).R, np.array([0, 0, diameters * blob.diameter]))
+        truth, seen = cast(blob, camera, pose), render(blob, camera, pose).depth
+        both = (truth > 0) & (seen > 0)
+        assert both.sum() > 500
+        assert (np.abs(truth - seen)[both] > 1e-3 * blob.diameter).mean() < 0.005
+
+
 def test_object_coordinates_project_onto_their_own_pixel(blob: CadModel) -> None:
     camera, pose = Camera(150.0, 190.0, 41.3, 70.8, (97, 130)), pose_of(5)
     seen = render(blob, camera, pose)

@@ -126,14 +126,15 @@ def rasterize(vertices_cam: Array, faces: NDArray[np.integer], camera: Camera, n
     shift_x, shift_y = float(camera.cx) - 0.5 * (width - 1), float(camera.cy) - 0.5 * (height - 1)
     fold = np.array([[float(camera.fx), 0, shift_x], [0, -float(camera.fy), -shift_y], [0, 0, -focal]])
     folded = flat.astype(np.float32, copy=False) @ (fold.T / focal).astype(np.float32)
-    far = 2.0 * float(flat[:, 2].max()) + near
+    # Depths are floats between these planes: as near and as far as the triangles themselves, they tell them apart.
+    front, far = 0.5 * float(flat[:, 2].min()), 2.0 * float(flat[:, 2].max())
     numbers = origin.astype(np.float32).repeat(9).reshape(-1, 3)  # of the faces; exact up to 2**24 of them
     buffer = np.full((height, width, 3), -1.0, np.float32)
     depth = np.full((height, width), far, np.float32)
     index = np.arange(len(flat), dtype=np.int32).reshape(-1, 3)
     eye = np.eye(4, dtype=np.float32)
     drawn, _ = cv2.triangleRasterize(
-        folded, index, numbers, buffer, depth, eye, 0.5 * np.pi, 0.5 * near, far, _settings()
+        folded, index, numbers, buffer, depth, eye, 0.5 * np.pi, front, far, _settings()
     )
     number = np.asarray(drawn)[..., 0].ravel()
     pixel = np.flatnonzero(number >= 0)
