@@ -15,7 +15,7 @@ from typing import Any
 
 import geopose
 from geopose import cli_figures, cli_models, cli_pictures
-from geopose.cli_options import FAILURE, INTERRUPTED, USAGE, Arguments
+from geopose.cli_options import FAILURE, INTERRUPTED, USAGE, Arguments, file_named_twice
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,15 @@ def _parsed(argv: Sequence[str]) -> Arguments:
         parser.error(f"no command {asked!r}{_meant(asked, COMMANDS)}; there are {', '.join(COMMANDS)}")
     arguments, unknown = parser.parse_known_args(argv)
     unknown = [word.split("=")[0] for word in unknown if word != "--debug"]  # which main() has seen to
+    sub = subparsers[arguments.command]
     if unknown:
-        sub, word = subparsers[arguments.command], next((w for w in unknown if w.startswith("-")), unknown[0])
+        word = next((w for w in unknown if w.startswith("-")), unknown[0])
         wrong = f"no argument {word!r}{_meant(word, sub._option_string_actions)}"
         said = wrong if word.startswith("-") else f"{word!r} is one too many"
         sub.error(f"{said}; `{sub.prog} --help` lists what there is")
+    twice = file_named_twice(arguments, [action.dest for action in sub._get_positional_actions()])
+    if twice is not None:
+        sub.error(twice)
     return arguments
 
 

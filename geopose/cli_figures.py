@@ -11,7 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geopose.cli_options import SUCCESS, Arguments, add_json, add_options, options_from, output_file, report
+from geopose.cli_options import (
+    SUCCESS,
+    Arguments,
+    add_json,
+    add_options,
+    options_from,
+    output_file,
+    output_folder,
+    report,
+)
 
 if TYPE_CHECKING:
     from geopose.summary import Evaluation, Evaluations
@@ -85,10 +94,14 @@ def evaluate(arguments: Arguments) -> int:
     return SUCCESS
 
 
-BENCHMARKS = {  # name: help, what --out is
-    "pnp": ("solvers of PnP against one another", "JSON file"),
-    "regression": ("networks that regress the pose, against keypoints and PnP", "folder"),
-    "speed": ("time of each stage of an estimate, and of the import, on this machine", "JSON file"),
+BENCHMARKS = {  # name: help, what --out is, its check
+    "pnp": ("solvers of PnP against one another", "JSON file", output_file),
+    "regression": ("networks that regress the pose, against keypoints and PnP", "folder", output_folder),
+    "speed": (
+        "time of each stage of an estimate, and of the import, on this machine",
+        "JSON file",
+        output_file,
+    ),
 }
 
 
@@ -106,9 +119,9 @@ class _Late(argparse.ArgumentParser):
 
 def benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT", parser_class=_Late)
-    for name, (text, out) in BENCHMARKS.items():
+    for name, (text, out, check) in BENCHMARKS.items():
         sub = kinds.add_parser(name, help=text, description=text)
-        sub.add_argument("--out", type=Path, metavar="PATH", help=f"{out} to write the figures to")
+        sub.add_argument("--out", type=check, metavar="PATH", help=f"{out} to write the figures to")
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         add_json(sub)
         sub.fill = partial(_add_benchmark, sub, name)
@@ -120,6 +133,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str) -> None:
 
 def benchmark(arguments: Arguments) -> int:
     module = importlib.import_module(f"geopose.bench.{arguments.kind}")
-    result = module.run(options_from(arguments, module.Options), arguments.out)
+    out = None if arguments.out is None else Path(arguments.out)
+    result = module.run(options_from(arguments, module.Options), out)
     report(arguments, result.get("table") or json.dumps(result, indent=1, default=str), result)
     return SUCCESS

@@ -143,6 +143,8 @@ def calibrate(arguments: Arguments) -> int:
     from geopose.describe import checkpoint_facts, facts_text
     from geopose.recalibrate import recalibrate
 
+    if arguments.workers is not None and arguments.workers < 0:
+        raise ValueError(f"--workers: got {arguments.workers}, expected a number >= 0")
     out = recalibrate(
         arguments.model, arguments.out, arguments.minutes, arguments.seed, arguments.workers, arguments.device,
         arguments.covariance_only, arguments.mesh_error, arguments.cad,
@@ -176,7 +178,7 @@ def info_arguments(parser: argparse.ArgumentParser) -> None:
 def info(arguments: Arguments) -> int:
     from geopose.describe import checkpoint_facts, facts_text, mesh_facts
 
-    if Path(arguments.part).suffix == ".geopose":
+    if _is_checkpoint(arguments.part):
         facts = checkpoint_facts(arguments.part)
     else:
         with warnings.catch_warnings():
@@ -184,3 +186,17 @@ def info(arguments: Arguments) -> int:
             facts = mesh_facts(load_part(arguments), arguments.keypoints)
     report(arguments, facts_text(facts), facts)
     return SUCCESS
+
+
+def _is_checkpoint(part: str) -> bool:
+    """Whether a file without the suffix of a mesh is one of safetensors, or shall be a checkpoint by its name."""
+    from trimesh import available_formats
+
+    from geopose.cad.model import BUILT_IN
+    from geopose.checkpoint import SUFFIX
+
+    suffix = Path(part).suffix.lower()
+    if suffix == SUFFIX or suffix[1:] in available_formats() or part in BUILT_IN or not Path(part).is_file():
+        return suffix == SUFFIX
+    with Path(part).open("rb") as file:
+        return file.read(9)[8:] == b"{"  # the length of a JSON header, and the header

@@ -11,7 +11,8 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 Arguments = argparse.Namespace
 SUCCESS, FAILURE, USAGE, NO_POSE, INTERRUPTED = 0, 1, 2, 3, 130
 UNITS = ("m", "cm", "mm", "in")
+INPUTS = (  # arguments that name files or folders to read; `train --start` is not among them: --out may replace it
+    "photo", "part", "source", "dir", "cad", "camera", "model", "estimate", "backgrounds", "objects", "page",
+)  # fmt: skip
+OUTPUTS = ("out", "overlay", "csv", "report", "json")
+_REPLACES = ("calibrate", "out", "model")
 
 
 def add_options(parser: argparse.ArgumentParser, options: type, names: Iterable[str] | None = None) -> None:
@@ -107,6 +113,45 @@ def _check_place(text: str, folder: Path) -> None:
         raise argparse.ArgumentTypeError(
             f"{text!r} cannot be written: no right to write into {str(there.resolve())!r}, choose another place"
         )
+
+
+def file_named_twice(arguments: Arguments, positional: Collection[str]) -> str | None:
+    """What is wrong where a command would write onto what it reads, or two outputs into one file; else None.
+
+    positional: arguments that are named without dashes.
+    """
+    for output, other in product(OUTPUTS, (*INPUTS, *OUTPUTS)):
+        if output == other or (arguments.command, output, other) == _REPLACES:
+            continue
+        for file, taken in product(_files(arguments, output), _files(arguments, other)):
+            if _same_file(file, taken):
+                what = "written twice" if other in OUTPUTS else "overwritten"
+                name = other if other in positional else f"--{other}"
+                return f"{name} and --{output}: both are {file!r}, which would be {what}; choose another name"
+    return None
+
+
+def _files(arguments: Arguments, name: str) -> list[str]:
+    """The files that an argument names, of an input those that are there."""
+    value = getattr(arguments, name, None)
+    files = [file for file in (value if isinstance(value, (list, tuple)) else [value]) if file is not None]
+    if name in OUTPUTS:
+        return [file for file in files if file != "-"]
+    return [file for file in files if os.path.exists(file) and not _built_in(name, file)]
+
+
+def _built_in(name: str, text: str) -> bool:
+    """Whether the argument is a built-in mesh, whatever file has its name, too."""
+    from geopose.cad.model import BUILT_IN
+
+    return name in ("part", "cad", "objects") and text in BUILT_IN
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there yet
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 def add_folder(parser: argparse.ArgumentParser, text: str, default: str | None = None) -> None:

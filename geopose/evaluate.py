@@ -67,7 +67,7 @@ def evaluate_bop(
         writes. A picture that cannot be read is left out and named in `.skipped`. The ADD figures count every pose
         that was given, whatever its status. Where the truth is withheld there are no figures, only the results file.
     """
-    job = _job(read_bop(root, split), obj_id, estimator, boxes, csv, report, limit)
+    job = _job(read_bop(root, split), obj_id, estimator, boxes, visib, limit, csv, report)
     with process_group(torch.device("cpu")) as (rank, world):
         found = _estimated(job, rank, world, progress, report is not None)
     evaluation = _evaluation(job, found, visib)
@@ -103,7 +103,7 @@ def evaluate_bop_objects(
     if not estimators:
         raise ValueError("estimators: got none, expected one for each object")
     dataset = read_bop(root, split)
-    jobs = [_job(dataset, i, each, boxes, csv, None, limit) for i, each in estimators.items()]
+    jobs = [_job(dataset, i, each, boxes, visib, limit, csv, None) for i, each in estimators.items()]
     with process_group(torch.device("cpu")) as (rank, world):
         found = [_estimated(job, rank, world, progress) for job in jobs]
     each = {job.known.obj_id: _evaluation(job, f, visib) for job, f in zip(jobs, found, strict=True)}
@@ -138,17 +138,17 @@ class _Job:
 
 
 def _job(
-    dataset: BopDataset,
-    obj_id: int | None,
-    estimator: Any,
-    boxes: str,
-    csv: _File,
-    report: _File,
-    limit: int | None,
-) -> _Job:
+    dataset: BopDataset, obj_id: int | None, estimator: Any, boxes: str, visib: float, limit: int | None,
+    csv: _File, report: _File,
+) -> _Job:  # fmt: skip
     """Raises ValueError, before any work is done, for what cannot be had from this set."""
-    if boxes not in BOXES:
-        raise ValueError(f"boxes: expected one of {BOXES}, got {boxes!r}")
+    for name, value, good, expected in (
+        ("boxes", boxes, boxes in BOXES, f"one of {BOXES}"),
+        ("visib", visib, 0 <= visib <= 1, "a share between 0 and 1"),
+        ("limit", limit, limit is None or limit >= 1, "None or at least 1"),
+    ):
+        if not good:
+            raise ValueError(f"{name}: expected {expected}, got {value!r}")
     known = _object(dataset, obj_id)
     obj_id, where = known.obj_id, f"{dataset.root}, split {dataset.split}"
     asked = sum(key[2] == obj_id for key in dataset.targets)

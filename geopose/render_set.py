@@ -33,13 +33,15 @@ def render_set(
     split: str = "train_pbr",
     progress: bool = False,
 ) -> Path:
-    """The folder `out` with `count` pictures of `model`, its only object (number 1), and `sheet.png`.
+    """The folder `out` with `count` pictures of `model`, its only object (number 1), and `sheet.png`, which is
+    `sheet_SPLIT.png` where another split's is there.
 
     Picture i depends on the seed, the options and i alone. Under `torchrun` every rank writes its share as a scene
     of its own, and the same mesh; rank 0 writes the sheet of the first 32 pictures of all.
 
     Raises:
-        ValueError: for a count below one, or when `out` holds such a set already.
+        ValueError: for a count below one, or when `out` holds such a set already, or one of another mesh, or a
+            `sheet_SPLIT.png`.
     """
     if count < 1:
         raise ValueError(f"count: expected at least 1, got {count}")
@@ -51,6 +53,7 @@ def render_set(
     shown: dict[int, Picture] = {}
     far = (2 * options.view.distance[1] + 4) * model.diameter  # things behind the object included
     with BopWriter(out, split, rank, depth_scale=max(0.1, far / MM / 65535)) as writer:
+        shows = _sheet_path(out, split) if rank == 0 else None
         writer.add_model(OBJECT_ID, model, symmetries)  # by all ranks: the boxes are those of its vertices
         for index in tqdm(
             split_indices(count, rank, world), disable=not progress or rank > 0, unit="picture"
@@ -68,11 +71,19 @@ def render_set(
             )
             if rank == 0 and index < SHEET_COUNT:
                 shown[index] = _thumbnail(image)
-    if rank == 0:
+    if shows is not None:
         for index in set(range(min(count, SHEET_COUNT))) - set(shown):  # the other ranks', made once more
             shown[index] = _thumbnail(_image(scenes[index]))
-        save_image(sheet([shown[index] for index in sorted(shown)], SHEET_COLUMNS), out / "sheet.png")
+        save_image(sheet([shown[index] for index in sorted(shown)], SHEET_COLUMNS), shows)
     return out
+
+
+def _sheet_path(out: Path, split: str) -> Path:
+    """A name that nothing in `out` has."""
+    first, other = out / "sheet.png", out / f"sheet_{split}.png"
+    if first.exists() and other.exists():
+        raise ValueError(f"{other} is there already; choose another folder or split, or move it away")
+    return other if first.exists() else first
 
 
 def _image(item: dict[str, Any]) -> Picture:

@@ -78,6 +78,8 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
     clock = Clock()
     keep_freed_memory()
     model = load_cad(cad, options.unit).painted(options.color)
+    if Path(model.source).is_file() and out.exists() and out.samefile(model.source):
+        raise ValueError(f"out: got {out}, which is the mesh itself, expected another file")
     if options.transfer is None:
         transfer = bool(options.pretrained) and options.start is None
         if transfer:

@@ -95,11 +95,31 @@ def test_masks_and_camera_file(tmp_path: Path, brick: CadModel, rng: np.random.G
 
 def test_a_writer_continues_only_when_told(tmp_path: Path, brick: CadModel, rng: np.random.Generator) -> None:
     write_set(tmp_path, brick, rng, 2)
-    with pytest.raises(ValueError, match="holds a scene already"):
+    with pytest.raises(ValueError, match="holds a scene already; choose another folder or split"):
         BopWriter(tmp_path, split="test", scene_id=7)
     with BopWriter(tmp_path, split="test", scene_id=7, append=True) as writer:
         assert writer.add(np.zeros((48, 64, 3), np.uint8), CAMERA, []) == 2
     assert len(read_bop(tmp_path).frames) == 3
+
+
+def test_an_object_does_not_replace_another(tmp_path: Path, brick: CadModel) -> None:
+    """The pictures of the first set would be judged by the mesh of the second."""
+    other = CadModel.from_trimesh(trimesh.creation.box((0.2, 0.06, 0.04)), "other")
+    with BopWriter(tmp_path, split="train") as writer:
+        writer.add_model(4, brick, Symmetries.none())
+        writer.add_model(5, other)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with (
+        pytest.raises(
+            ValueError, match=r"obj_000004\.ply is another mesh than 'other'; choose another folder"
+        ),
+        BopWriter(tmp_path, split="test") as writer,
+    ):
+        writer.add_model(4, other)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with BopWriter(tmp_path, split="test") as writer:
+        writer.add_model(4, brick, Symmetries.none())
+    assert all(path.read_bytes() == data for path, data in before.items())
 
 
 def test_depth_that_the_format_does_not_hold_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import json
 import subprocess
@@ -377,6 +378,9 @@ def test_errors_are_one_line_and_exit_code_1(
         ("render xwing --out a --count two", 2, "--count: invalid int value: 'two'"),
         ("info a.stl --unit km", 2, "--unit: invalid choice: 'km'"),
         ("info empty.stl --unit mm", 1, "empty.stl: holds no faces"),
+        ("calibrate XWING --workers -2", 1, "--workers: got -2, expected a number >= 0"),
+        ("benchmark pnp --out folder", 2, "--out: 'folder' is a folder, expected the name"),
+        ("benchmark regression --out text", 2, "--out: 'text' cannot be written: 'text' is a file, not a"),
     ],
 )  # fmt: skip
 def test_a_newcomers_mistakes_are_named(
@@ -400,6 +404,89 @@ def test_a_newcomers_mistakes_are_named(
     assert words in err
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        ("estimate a.png --model m.geopose --overlay a.png", "photo and --overlay: both are 'a.png'"),
+        ("estimate a.png --model m.geopose --overlay sub/../a.png", "photo and --overlay"),
+        ("estimate a.png --model m.geopose --overlay link.png", "photo and --overlay"),
+        ("estimate a.png --model m.geopose --camera c.json --json c.json", "--camera and --json"),
+        ("estimate a.png --cad box.stl --json box.stl", "--cad and --json"),
+        ("estimate a.png --model m.geopose --overlay o.png --json ./o.png", "written twice"),
+        ("diagnose a.png --model m.geopose --out a.png", "photo and --out"),
+        ("view a.png --model m.geopose --estimate c.json --json c.json", "--estimate and --json"),
+        ("info box.stl --json box.stl", "part and --json"),
+        ("info m.geopose --json m.geopose", "part and --json"),
+        ("train box.stl --out box.stl", "part and --out"),
+        ("track v.avi --model m.geopose --out v.avi", "source and --out"),
+        ("track v.avi --model m.geopose --csv v.avi", "source and --csv"),
+        ("track v.avi --model m.geopose --csv new --json new", "--json and --csv"),
+        ("evaluate sub --model n --model m.geopose --csv m.geopose", "--model and --csv"),
+        ("evaluate sub --model m.geopose --report m.geopose", "--model and --report"),
+        ("evaluate sub --model m.geopose --json m.geopose", "--model and --json"),
+        ("calibrate m.geopose --json m.geopose", "model and --json"),
+        ("calibrate m.geopose --cad box.stl --out box.stl", "--cad and --out"),
+        ("render car --backgrounds sub --out sub", "--backgrounds and --out"),
+        ("demo --model m.geopose --json m.geopose", "--model and --json"),
+        ("benchmark speed --model m.geopose --out m.geopose", "--model and --out"),
+        ("benchmark pnp --out new --json new", "--json and --out"),
+    ],
+)  # fmt: skip
+def test_what_is_read_is_not_written_onto(
+    argv: str, names: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "c.json", "box.stl", "m.geopose", "v.avi"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.png").symlink_to("a.png")
+    monkeypatch.setitem(cli.COMMANDS, argv.split()[0], _idle(argv.split()[0]))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(argv.split())
+    assert stopped.value.code == 2
+    assert names in capsys.readouterr().err
+
+
+def _idle(name: str) -> cli.Command:
+    """The command with its arguments, that does nothing."""
+    return dataclasses.replace(cli.COMMANDS[name], run=lambda _: 0)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "calibrate m.geopose",
+        "calibrate m.geopose --out m.geopose",
+        "train box.stl --unit mm --out m.geopose",
+        "train box.stl --unit mm --start m.geopose --out m.geopose",
+        "train car --out car",
+        "estimate a.png --model m.geopose --json -",
+        "track v.avi --model m.geopose --json",
+    ],
+)
+def test_an_output_may_replace_what_is_no_input(
+    argv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a model itself: calibrated, or trained further."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "box.stl", "m.geopose", "v.avi", "car", "-"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setitem(cli.COMMANDS, argv.split()[0], _idle(argv.split()[0]))
+    assert cli.main(argv.split()) == 0
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_train_does_not_replace_the_mesh(stl: Path, tmp_path: Path, link: bool) -> None:
+    before, out = stl.read_bytes(), stl
+    if link:
+        out = tmp_path / "link.stl"
+        out.symlink_to(stl)
+    with pytest.raises(ValueError, match=r"out: got .*stl, which is the mesh itself"):
+        sys.modules["geopose.train"].train(stl, out, TrainOptions(minutes=1e-3, unit="mm", quiet=True))
+    assert stl.read_bytes() == before
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".stl"] * (1 + link)
 
 
 def test_train_says_where_to_go_without_a_cache(
@@ -454,6 +541,25 @@ def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None
     monkeypatch.setitem(cli.COMMANDS, "info", cli.Command("", lambda _: None, stopped))
     assert cli.main(["info"]) == 130
     assert said(capsys) == "geopose: interrupted\n"
+
+
+@pytest.mark.parametrize("name", ["ship", "ship.GEOPOSE", "ship.safetensors", "ship.v2"])
+def test_info_knows_a_checkpoint_by_what_it_holds(name: str, tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / name
+    path.write_bytes(model_of("xwing").read_bytes())
+    assert cli.main(["info", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "xwing"
+
+
+def test_info_of_neither_a_checkpoint_nor_a_mesh(tmp_path: Path, capsys: Captured) -> None:
+    for name, data, words in (
+        ("cut", model_of("xwing").read_bytes()[:5000], "not a geopose checkpoint, or cut short"),
+        ("part.step", b"ISO-10303-21;", "no reader for '.step'"),
+        ("short", b"", "no reader for 'a file without suffix'"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        assert cli.main(["info", str(tmp_path / name), "--unit", "mm"]) == 1
+        assert words in said(capsys)
 
 
 # render, evaluate, train, estimate, demo

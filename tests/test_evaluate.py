@@ -694,6 +694,17 @@ def test_bad_requests(bop: Path) -> None:
         evaluate_bop(bop, 2, Oracle(bop))
     with pytest.raises(ValueError, match="boxes"):
         evaluate_bop(bop, 1, Oracle(bop), boxes="all")
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=f"limit: expected None or at least 1, got {wrong}"):
+            evaluate_bop(bop, 1, Oracle(bop), limit=wrong)
+        with pytest.raises(ValueError, match="limit: expected None or at least 1"):
+            evaluate_bop_objects(bop, {1: Oracle(bop)}, limit=wrong)
+    for share in (2.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"visib: expected a share between 0 and 1, got {share}"):
+            evaluate_bop(bop, 1, Oracle(bop), visib=share)
+        with pytest.raises(ValueError, match="visib: expected a share between 0 and 1"):
+            evaluate_bop_objects(bop, {1: Oracle(bop)}, visib=share)
+    assert (evaluate_bop(bop, 1, Oracle(bop), limit=1, visib=1.0)).summaries[1].count
 
 
 RANKED = """

@@ -162,3 +162,35 @@ def test_other_things_that_cannot_be_made(
     assert cli.main(["render", "car", "--out", str(tmp_path / "set"), *words]) == 1
     assert f"{words[0]}: expected" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
+
+
+def test_a_second_set_in_a_folder_leaves_the_first_as_it_is(
+    tmp_path: Path, brick: CadModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brick.trimesh().export(tmp_path / "brick.stl")
+    trimesh.creation.box((0.2, 0.06, 0.04)).export(tmp_path / "other.stl")
+    more = ["--unit", "m", "--count", "1", "--out", str(tmp_path / "set"), "--scene-wh", "96", "72"]
+    more += ["--scene-range", "40", "90", "--split"]
+    brick_words, other_words = (
+        ["render", str(tmp_path / name), *more] for name in ("brick.stl", "other.stl")
+    )
+    assert cli.main([*brick_words, "train_pbr"]) == 0
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
+
+    first = files()
+    assert cli.main([*other_words, "test"]) == 1
+    assert "obj_000001.ply is another mesh than 'other'; choose another folder" in capsys.readouterr().err
+    assert files() == first
+    assert not (tmp_path / "set" / "test").exists()
+    assert cli.main([*brick_words, "test"]) == 0
+    assert first.items() <= files().items()
+    assert (tmp_path / "set" / "sheet_test.png").is_file()
+    assert cli.main([*brick_words, "test"]) == 1
+    assert "holds a scene already; choose another folder or split" in capsys.readouterr().err
+    (tmp_path / "set" / "sheet_val.png").write_text("somebody's")
+    second = files()
+    assert cli.main([*brick_words, "val"]) == 1
+    assert "sheet_val.png is there already" in capsys.readouterr().err
+    assert files() == second

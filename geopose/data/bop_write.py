@@ -57,7 +57,8 @@ class BopWriter:
         if (self.scene / "scene_camera.json").exists():
             if not append:
                 raise ValueError(
-                    f"{self.scene} holds a scene already; choose another folder, or pass append=True"
+                    f"{self.scene} holds a scene already; choose another folder or split (in Python, append=True "
+                    "continues the scene)"
                 )
             self._tables = {name: read_json(self._table(name)) for name in self._tables}
         self.count = 1 + max((int(k) for k in self._tables["camera"]), default=-1)
@@ -66,20 +67,30 @@ class BopWriter:
     def __enter__(self) -> BopWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.flush()
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None or self._tables["camera"]:  # what failed before its first picture leaves no scene
+            self.flush()
 
     def _table(self, name: str) -> Path:
         return self.scene / f"scene_{name}.json"
 
     def add_model(self, obj_id: int, model: CadModel, symmetries: Symmetries | None = None) -> None:
-        """Write `models/obj_XXXXXX.ply` in millimetres and the object's line of models_info.json."""
-        self._points[obj_id] = model.vertices
+        """Write `models/obj_XXXXXX.ply` in millimetres and the object's line of models_info.json.
+
+        Raises:
+            ValueError: where another mesh has that number already; nothing is written then.
+        """
         folder = self.root / "models"
         mesh = model.baked(_PAINTED_FACES).trimesh()  # models of the format have colours, no textures
         mesh.apply_scale(1 / MM)
-        with atomic_path(folder / f"obj_{obj_id:06d}.ply") as temporary:
-            temporary.write_bytes(mesh.export(file_type="ply"))
+        file, data = folder / f"obj_{obj_id:06d}.ply", mesh.export(file_type="ply")
+        if file.exists() and file.read_bytes() != data:
+            raise ValueError(
+                f"{file} is another mesh than {model.name!r}; choose another folder for this set"
+            )
+        self._points[obj_id] = model.vertices
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(data)
         low, size = model.bounds[0] / MM, model.extents / MM
         info: dict[str, Any] = {"diameter": model.diameter / MM}
         info |= {f"min_{a}": float(v) for a, v in zip("xyz", low, strict=True)}
