@@ -155,6 +155,43 @@ def test_an_unusable_file_is_refused_by_name_and_reason(
     assert str(path) in str(caught.value)
 
 
+def counted(count: int) -> bytes:
+    """A binary STL of the twelve faces of a box whose header announces `count`."""
+    content = box().export(file_type="stl")
+    return content[:80] + count.to_bytes(4, "little") + content[84:]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (counted(12)[:-1], "12 faces announced, 11 there"),
+        (counted(12)[:84], "12 faces announced, 0 there"),
+        (counted(13), "13 faces announced, 12 there"),
+        (bytes(70), "70 bytes, expected 84 and more"),
+    ],
+)
+def test_a_binary_stl_that_is_cut_short_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"short\.stl: cut short: {words}"):
+        load_cad(write(tmp_path / "short.stl", content), "m")
+
+
+def test_what_follows_the_faces_of_a_binary_stl_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    path = write(tmp_path / "long.stl", counted(12) + b"made by hand")
+    with pytest.warns(CadWarning, match="12 bytes after the 12 faces announced were left out"):
+        model = load_cad(path, "m")
+    assert len(model.faces) == 12
+    np.testing.assert_allclose(model.extents, [0.2, 0.3, 0.4], rtol=1e-6)
+    fewer = quiet(write(tmp_path / "ten.stl", counted(10)), "m")
+    assert len(fewer.faces) == 10
+    assert fewer.warnings[0] == "100 bytes after the 10 faces announced were left out"
+    with pytest.raises(
+        ValueError, match=r"holds no faces \(600 bytes after the 0 faces announced were left out\)"
+    ):
+        load_cad(write(tmp_path / "none.stl", counted(0)), "m")
+    text = trimesh.exchange.stl.export_stl_ascii(box())
+    assert len(load_cad(write(tmp_path / "text.stl", text), "m").faces) == 12
+
+
 def test_faces_of_missing_vertices_are_refused(tmp_path: Path) -> None:
     header = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
     header += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
@@ -328,6 +365,39 @@ def test_missing_materials_and_textures_are_stated(tmp_path: Path) -> None:
     (tmp_path / "m2.mtl").unlink()
     with pytest.warns(CadWarning, match=r"the material file 'm2\.mtl' is missing"):
         assert load_cad(path, "m").colors is None
+
+
+@pytest.mark.parametrize("name", ["-s 1 1 1 skin.png", "sub\\skin.png"])
+def test_names_of_textures_that_are_not_understood_are_stated(tmp_path: Path, name: str) -> None:
+    for folder in (tmp_path, tmp_path / "sub"):
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), (255, 0, 0)).save(folder / "skin.png")
+    with pytest.warns(CadWarning, match=r"the texture '.*skin\.png' was not understood"):
+        model = load_cad(square(tmp_path, f"Kd 0.2 0.4 0.6\nmap_Kd {name}"), "m")
+    assert model.texture is None
+    assert not any("missing" in text for text in model.warnings)
+
+
+def test_a_missing_texture_of_a_ply_is_stated(tmp_path: Path) -> None:
+    part = textured((250, 10, 10), 0.0)
+    lines = [
+        "ply",
+        "format ascii 1.0",
+        "comment TextureFile skin of it.png",
+        f"element vertex {len(part.vertices)}",
+    ]
+    lines += [f"property float {k}" for k in ("x", "y", "z", "s", "t")]
+    lines += [f"element face {len(part.faces)}", "property list uchar int vertex_indices", "end_header"]
+    rows = np.column_stack([part.vertices, part.visual.uv])
+    lines += [" ".join(map(str, row)) for row in rows.tolist()]
+    lines += [f"3 {a} {b} {c}" for a, b, c in part.faces.tolist()]
+    path = write(tmp_path / "part.ply", "\n".join(lines) + "\n")
+    with pytest.warns(CadWarning, match=r"the texture 'skin of it\.png' is missing: plain colour instead"):
+        assert load_cad(path, "m").texture is None
+    Image.new("RGB", (4, 4), (250, 10, 10)).save(tmp_path / "skin of it.png")
+    model = load_cad(path, "m")
+    assert model.texture is not None
+    assert model.warnings == ()
 
 
 def textured(color: tuple[int, int, int], offset: float, repeat: float = 1.0) -> trimesh.Trimesh:

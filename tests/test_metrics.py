@@ -139,6 +139,10 @@ class TestVsd:
         errors = self.vsd(self.plate(shift=2), self.plate(), np.zeros((12, 16)))
         np.testing.assert_allclose(errors, 4 / 10)  # 6 columns shared of 10
 
+    def test_precision_is_that_of_the_depth(self):
+        errors = self.vsd(self.plate(shift=4), self.plate(), np.zeros((12, 16)))  # 4 columns shared of 12
+        np.testing.assert_allclose(errors, 2 / 3, rtol=0, atol=1e-12)
+
     def test_hidden_parts_do_not_count(self):
         wall = self.plate()
         wall[:, :8] = 0.5  # covers the left half; what the estimate does there is not judged

@@ -176,6 +176,53 @@ def test_distortion_moves_the_picture_as_projection_says() -> None:
     assert np.abs(straight - np.stack([x, y], axis=1)).max() > 1  # the distortion is not nothing
 
 
+def brick(size: float = 1.0) -> CadModel:
+    return CadModel.from_trimesh(trimesh.creation.box((0.2 * size, 0.3 * size, 0.5 * size)), "brick")
+
+
+def ring() -> CadModel:
+    """0.4 m from its middle to its outside."""
+    return CadModel.from_trimesh(trimesh.creation.torus(0.3, 0.1), "ring")
+
+
+def turned(rvec: tuple[float, ...], t: tuple[float, ...]) -> Pose:
+    return Pose.from_rvec_tvec(np.array(rvec), np.array(t))
+
+
+@pytest.mark.parametrize("distortion", [(-0.3, 0, 0, 0), (-0.3, 0, 0.02, -0.03), (0.3, 0, 0, 0)])
+@pytest.mark.parametrize(
+    ("model", "pose", "wrong"),
+    [
+        (brick(), turned((0.3, 0.5, 0.2), (1.2, -0.03, 0.6)), 0),
+        (brick(), turned((0.3, 0.5, 0.2), (0.02, 0.03, 0.0)), 0),  # the camera is inside
+        (brick(10), turned((0.3, 0.5, 0.2), (0.1, 0.2, 0.3)), 0),
+        (ring(), turned((0.3, 0.5, 0.2), (0.02, -0.03, 0.4)), 4),
+        (ring(), turned((0.0, 0.0, 0.0), (0.02, 0.0, 0.05)), 0),  # in the hole
+        (ring(), turned((0.6, 0.4, 0.0), (0.02, 0.0, 0.0)), 2),
+    ],
+)
+def test_what_lies_beyond_the_fold_of_the_distortion_leaves_no_ghosts(
+    model: CadModel, pose: Pose, wrong: int, distortion: tuple[float, ...]
+) -> None:
+    camera = Camera(120, 110, 50, 45, (96, 80), distortion)
+    truth, seen = cast(model, camera, pose), render(model, camera, pose)
+    assert np.count_nonzero((truth > 0) != seen.mask) <= wrong
+    both = (truth > 0) & seen.mask
+    assert np.count_nonzero(np.abs(truth - seen.depth)[both] > 1e-3 * model.diameter) <= 0.015 * both.size
+
+
+def test_pixels_beyond_the_fold_of_the_distortion_stay_empty() -> None:
+    """A point at radius r is seen at r - 0.3 r^3, which is never above 0.70: the picture reaches 1.4."""
+    camera = Camera(45, 45, 50, 45, (96, 80), (-0.3, 0, 0, 0))
+    y, x = np.mgrid[:80, :96]
+    radius = np.hypot(x - 50, y - 45) / 45
+    fold = 2 / 3 / np.sqrt(0.9)
+    seen = render(brick(10), camera, turned((0.3, 0.5, 0.2), (0.1, 0.2, 0.3)))
+    assert not seen.mask[radius > fold].any()
+    assert seen.mask[radius < 0.98 * fold].all()
+    assert np.isfinite(seen.depth).all()
+
+
 def test_poses_are_a_batch_and_each_is_drawn_alone(blob: CadModel) -> None:
     camera = Camera(80.0, 80.0, 31.5, 31.5, (64, 64))
     poses = [pose_of(i) for i in range(4)]
@@ -186,6 +233,10 @@ def test_poses_are_a_batch_and_each_is_drawn_alone(blob: CadModel) -> None:
     assert seen.depth.shape == (2, 2, 64, 64)
     assert seen.xyz.shape == (2, 2, 64, 64, 3)
     np.testing.assert_array_equal(seen.depth[1, 0], render(blob, camera, poses[2]).depth)
+    none = render(blob, camera, Pose.identity((0, 3)))
+    assert none.color.shape == none.normal.shape == none.xyz.shape == (0, 3, 64, 64, 3)
+    assert none.depth.shape == none.mask.shape == (0, 3, 64, 64)
+    assert [getattr(none, k).dtype for k in ("color", "mask")] == [np.float32, np.bool_]
 
 
 def test_nothing_in_view_gives_empty_pictures(blob: CadModel) -> None:
@@ -198,6 +249,15 @@ def test_bad_input_is_named(blob: CadModel) -> None:
     camera = Camera(80.0, 80.0, 31.5, 31.5, (64, 64))
     with pytest.raises(ValueError, match="cam_from_obj"):
         render(blob, camera, Pose(np.eye(3), np.array([0, np.nan, 1.0])))
+    with pytest.raises(ValueError, match="cam_from_obj: expected a Pose, got ndarray"):
+        render(blob, camera, np.eye(4))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="camera: expected a Camera, got ndarray"):
+        render(blob, np.eye(3), pose_of(0))  # type: ignore[arg-type]
+    batch = Camera(np.array([80.0, 90.0]), 80.0, 31.5, 31.5, (64, 64))
+    with pytest.raises(ValueError, match=r"camera: expected one camera, got a batch \(2,\)"):
+        render(blob, batch, pose_of(0))
+    with pytest.raises(ValueError, match=r"camera: expected one camera, got a batch \(2,\)"):
+        rasterize(blob.vertices, blob.faces, replace(camera, distortion=np.zeros((2, 4))), near=0.01)
     with pytest.raises(ValueError, match="near"):
         rasterize(blob.vertices, blob.faces, camera, near=0.0)
 

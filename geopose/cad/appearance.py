@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,25 +287,57 @@ def transfer_colors(
 
 
 def missing_files(path: Path) -> list[str]:
-    """Notes on material files and images that an OBJ names but that are not there."""
+    """Notes on material files and images that an OBJ or a PLY names but that are not there under this name."""
+    if path.suffix.lower() == ".ply":
+        return _missing_textures(path, r"comment\s+texturefile")
     if path.suffix.lower() != ".obj":
         return []
     notes = []
-    for library in _named(path, "mtllib"):
-        if not library.is_file():
-            notes.append(f"the material file {library.name!r} is missing: no colours from it")
-            continue
-        lost = sorted({p.name for p in _named(library, "map_kd") if not p.is_file()})
-        notes += [f"the texture {name!r} is missing: plain colour instead" for name in lost]
+    for name in _named(path, "mtllib"):
+        if (path.parent / name).is_file():
+            notes += _missing_textures(path.parent / name, "map_kd")
+        else:
+            notes.append(f"the material file {name!r} {_why(name)}: no colours from it")
     return notes
 
 
-def _named(path: Path, key: str) -> list[Path]:
-    """The files that follow `key` at the beginning of lines of a text file, relative to its folder."""
+def _missing_textures(path: Path, key: str) -> list[str]:
+    """Notes on the images that follow `key` in a file and that are not there."""
+    lost = sorted({name for name in _named(path, key) if not (path.parent / name).is_file()})
+    return [f"the texture {name!r} {_why(name)}: plain colour instead" for name in lost]
+
+
+def _why(name: str) -> str:
+    odd = name.startswith("-") or "\\" in name  # what trimesh takes for a part of the name
+    return "was not understood (options and backslashes are not)" if odd else "is missing"
+
+
+def _named(path: Path, key: str) -> list[str]:
+    """What follows `key`, a regular expression, at the beginning of lines of a text file or of the header of a PLY."""
     found = []
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            words = line.strip().split(maxsplit=1)
-            if len(words) == 2 and words[0].lower() == key:
-                found.append(path.parent / words[1].strip())
+            if line.strip() == "end_header":
+                break
+            if match := re.match(rf"\s*{key}\s+(\S.*)", line, re.IGNORECASE):
+                found.append(match[1].strip())
     return found
+
+
+def digest(
+    vertices: NDArray, faces: NDArray, colors: NDArray | None, uv: NDArray | None, texture: NDArray | None
+) -> str:
+    """Hex SHA-256 of the mesh in metres and what it looks like, in fixed types and byte order."""
+    digest = hashlib.sha256(b"geopose-mesh-1")
+    parts = {
+        "v": vertices.astype("<f4") + np.float32(0.0),  # no negative zeros
+        "f": faces.astype("<i4"),
+        "c": None if colors is None else np.round(255.0 * colors).astype("u1"),
+        "uv": None if uv is None else uv.astype("<f4") + np.float32(0.0),
+        "t": texture,
+    }
+    for key, value in parts.items():
+        if value is not None:
+            digest.update(f"{key}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import warnings as python_warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -209,9 +209,8 @@ class CadModel:
         Everything worth knowing goes to `warnings` and to Python's `warnings` as a `CadWarning`.
 
         Raises:
-            ValueError: no faces, a face that names a missing vertex, a coordinate that is not finite, no
-            area, or an
-                unknown unit; the message names `source`, or `name`.
+            ValueError: no faces, a face that names a missing vertex, a coordinate that is not finite, no area,
+                or an unknown unit; the message names `source`, or `name`.
         """
         label = source or name
         scale = _metres_per(unit)
@@ -220,7 +219,7 @@ class CadModel:
         vertices = vertices * scale
         vertices, faces, keep = _checked(vertices, faces, label, found)
         colors, uv = (None if a is None else a[keep] for a in (colors, uv))
-        digest = _digest(vertices, faces, colors, uv, texture)
+        digest = appearance.digest(vertices, faces, colors, uv, texture)
         source_index, faces, normals = mesh.crease_normals(vertices, faces, CREASE_DEG)
         colors, uv = (None if a is None else a[source_index] for a in (colors, uv))
         model = cls(
@@ -278,13 +277,14 @@ def load_cad(
         raise FileNotFoundError(
             f"{path}: no such file, and not one of the built-in objects {', '.join(BUILT_IN)}"
         )
-    scene = _read(path)
-    notes = appearance.missing_files(path)
+    notes: list[str] = []
+    scene = _read(path, notes)
+    notes += appearance.missing_files(path)
     settled = _settle_unit(scene, path.suffix.lower(), str(path), unit, notes)
     return CadModel.from_trimesh(scene, path.stem, settled, source=str(path), notes=tuple(notes))
 
 
-def _read(path: Path) -> Scene:
+def _read(path: Path, notes: list[str]) -> Scene:
     """The scene in `path`, nothing merged or repaired; only local files are touched."""
     suffix = path.suffix.lower().lstrip(".")
     known = sorted(available_formats())
@@ -294,12 +294,29 @@ def _read(path: Path) -> Scene:
         )
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
+    source, kind = (_stl(path, notes), "stl") if suffix == "stl" else (path, None)
     try:
-        return load_scene(path, process=False, allow_remote=False)
+        return load_scene(source, kind, process=False, allow_remote=False)
     except Exception as error:  # trimesh lets any error of its readers through
         raise ValueError(
             f"{path}: cannot be read as {suffix.upper()} ({type(error).__name__}: {error})"
         ) from error
+
+
+def _stl(path: Path, notes: list[str]) -> Path | BytesIO:
+    """What trimesh can read of an STL: the file, without what follows the faces that a binary one announces."""
+    with path.open("rb") as file:
+        content = file.read()
+    if b"\0" not in content[:84]:  # text
+        return path
+    if len(content) < 84:
+        raise ValueError(f"{path}: cut short: {len(content)} bytes, expected 84 and more of a binary STL")
+    count, there = int.from_bytes(content[80:84], "little"), (len(content) - 84) // 50
+    if there < count:
+        raise ValueError(f"{path}: cut short: {count} faces announced, {there} there")
+    if extra := len(content) - 84 - 50 * count:
+        notes.append(f"{extra} bytes after the {count} faces announced were left out")
+    return BytesIO(content[: 84 + 50 * count])
 
 
 def _metres_per(unit: str) -> float:
@@ -378,22 +395,3 @@ def _checked(
         found.append("the faces looked inward and were turned round")
         faces = faces[:, ::-1].copy()
     return vertices, faces, keep
-
-
-def _digest(
-    vertices: NDArray, faces: NDArray, colors: NDArray | None, uv: NDArray | None, texture: NDArray | None
-) -> str:
-    """Hex SHA-256 of the mesh in metres and what it looks like, in fixed types and byte order."""
-    digest = hashlib.sha256(b"geopose-mesh-1")
-    parts = {
-        "v": vertices.astype("<f4") + np.float32(0.0),  # no negative zeros
-        "f": faces.astype("<i4"),
-        "c": None if colors is None else np.round(255.0 * colors).astype("u1"),
-        "uv": None if uv is None else uv.astype("<f4") + np.float32(0.0),
-        "t": texture,
-    }
-    for key, value in parts.items():
-        if value is not None:
-            digest.update(f"{key}{value.shape}".encode())
-            digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()

@@ -23,6 +23,7 @@ from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 
 Array = NDArray[np.floating]
+_SIDES = 64  # of the pyramid that what a camera that distorts sees is cut to
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,12 @@ def clip_near(corners: Array, near: float) -> tuple[Array, NDArray[np.int64]]:
     corners: (F, 3, 3) triangles in the camera frame. Sutherland and Hodgman, "Reentrant polygon clipping",
     CACM 1974.
     """
-    front = corners[:, :, 2] > near
+    return _clip(corners, corners[:, :, 2], near)
+
+
+def _clip(corners: Array, height: Array, level: float) -> tuple[Array, NDArray[np.int64]]:
+    """Triangles (M, 3, 3) where `height` (F, 3), linear over each triangle, exceeds `level`, and their origin (M,)."""
+    front = height > level
     if front.all():
         return corners, np.arange(len(corners))
     count = front.sum(1)
@@ -92,13 +98,32 @@ def clip_near(corners: Array, near: float) -> tuple[Array, NDArray[np.int64]]:
         lonely = np.argmax(front[index] == (number == 1), axis=1)
         order = (lonely[:, None] + np.arange(3)) % 3
         a, b, c = np.moveaxis(np.take_along_axis(corners[index], order[:, :, None], axis=1), 1, 0)
-        ab = a + (b - a) * ((near - a[:, 2]) / (b[:, 2] - a[:, 2]))[:, None]
-        ac = a + (c - a) * ((near - a[:, 2]) / (c[:, 2] - a[:, 2]))[:, None]
+        h_a, h_b, h_c = np.take_along_axis(height[index], order, axis=1).T
+        ab = a + (b - a) * ((level - h_a) / (h_b - h_a))[:, None]
+        ac = a + (c - a) * ((level - h_a) / (h_c - h_a))[:, None]
         pieces = [(a, ab, ac)] if number == 1 else [(ab, b, c), (ab, c, ac)]
         for piece in pieces:
             parts.append(np.stack(piece, axis=1))
             origin.append(index)
     return np.concatenate(parts), np.concatenate(origin)
+
+
+def _clip_view(corners: Array, camera: Camera) -> tuple[Array, NDArray[np.int64]]:
+    """Triangles (M, 3, 3) cut at the borders of what a camera that distorts sees, and the origin (M,) of each.
+
+    Beyond the fold of the distortion points would be projected back into the picture.
+    """
+    origin = np.arange(len(corners))
+    if len(corners) == 0:
+        return corners, origin
+    xy = corners[:, :, :2] / corners[:, :, 2:]
+    (x0, y0), (x1, y1) = xy.min((0, 1)), xy.max((0, 1))
+    box = np.array([[x0, y0, 1], [x1, y0, 1], [x0, y1, 1], [x1, y1, 1]])
+    for border in _borders(*_numbers(camera)):
+        if not (box @ border > 0).all():
+            corners, piece = _clip(corners, corners @ border, 0.0)
+            origin = origin[piece]
+    return corners, origin
 
 
 def rasterize(vertices_cam: Array, faces: NDArray[np.integer], camera: Camera, near: float) -> Fragments:
@@ -107,14 +132,19 @@ def rasterize(vertices_cam: Array, faces: NDArray[np.integer], camera: Camera, n
     Args:
         vertices_cam: (V, 3) vertices in the camera frame (+z forward), any unit.
         faces: (F, 3) vertex indices.
-        camera: its distortion is applied to the vertices: exact there, straight lines between.
+        camera: one, not a batch. Its distortion is applied to the vertices: exact there, straight lines between;
+            what lies outside of its field of view, or beyond the fold of its distortion, is not drawn.
         near: triangles are cut at z = near, in the unit of the vertices; > 0.
     """
     if not near > 0:
         raise ValueError(f"near: expected a distance > 0, got {near}")
+    _check_one(camera)
     width, height = camera.size_wh
     corners = np.asarray(vertices_cam, np.float32)[faces]
     kept, origin = clip_near(corners, near)
+    if len(camera.distortion):
+        kept, piece = _clip_view(kept, camera)
+        origin = origin[piece]
     if len(kept) == 0:
         empty = np.zeros(0, np.int64)
         return Fragments(empty, empty, np.zeros((0, 3), np.float32), np.zeros(0, np.float32))
@@ -138,8 +168,18 @@ def rasterize(vertices_cam: Array, faces: NDArray[np.integer], camera: Camera, n
     )
     number = np.asarray(drawn)[..., 0].ravel()
     pixel = np.flatnonzero(number >= 0)
+    if len(camera.distortion):
+        pixel = pixel[np.isfinite(_rays(camera, pixel)[:, 0])]
     face = number[pixel].astype(np.int64)
     return _fragments(pixel, face, corners, camera)
+
+
+def _check_one(camera: Camera) -> None:
+    """Raises ValueError unless `camera` is one camera."""
+    if not isinstance(camera, Camera):
+        raise ValueError(f"camera: expected a Camera, got {type(camera).__name__}")
+    if batch := camera.batch_shape or np.shape(camera.distortion)[:-1]:
+        raise ValueError(f"camera: expected one camera, got a batch {tuple(batch)}; index it first")
 
 
 def _fragments(
@@ -202,8 +242,7 @@ def _machine_code() -> tuple[Callable[..., None], Callable[..., None]]:
 def _rays(camera: Camera, pixel: NDArray[np.integer]) -> NDArray[np.float32]:
     """(N, 3) rays with z = 1 through the centres of pixels (N,)."""
     if len(camera.distortion):
-        inner = (float(camera.fx), float(camera.fy), float(camera.cx), float(camera.cy))
-        return _bent_rays(*camera.size_wh, *inner, tuple(map(float, camera.distortion)))[pixel]
+        return _bent_rays(*_numbers(camera))[pixel]
     y, x = np.divmod(pixel, camera.size_wh[0])
     rays = np.ones((len(pixel), 3), np.float32)
     rays[:, 0] = (x - float(camera.cx)) / float(camera.fx)
@@ -211,15 +250,41 @@ def _rays(camera: Camera, pixel: NDArray[np.integer]) -> NDArray[np.float32]:
     return rays
 
 
+def _numbers(camera: Camera) -> tuple[Any, ...]:
+    """The arguments of `_bent_rays` and `_borders`, plain numbers, to remember what they returned by."""
+    inner = (float(camera.fx), float(camera.fy), float(camera.cx), float(camera.cy))
+    return (camera.size_wh, *inner, tuple(map(float, camera.distortion)))
+
+
 @functools.lru_cache(maxsize=8)
 def _bent_rays(
-    width: int, height: int, fx: float, fy: float, cx: float, cy: float, distortion: tuple[float, ...]
+    size_wh: tuple[int, int], fx: float, fy: float, cx: float, cy: float, distortion: tuple[float, ...]
 ) -> NDArray[np.float32]:
-    """(H * W, 3) rays with z = 1 through all pixels of a camera that distorts."""
-    y, x = np.mgrid[:height, :width].astype(np.float64)
-    camera = Camera(fx, fy, cx, cy, (width, height), distortion)
+    """(H * W, 3) rays with z = 1 through all pixels of a camera that distorts; NaN beyond the fold."""
+    y, x = np.mgrid[: size_wh[1], : size_wh[0]].astype(np.float64)
+    camera = Camera(fx, fy, cx, cy, size_wh, distortion)
     rays = np.asarray(camera.unproject(np.stack([x.ravel(), y.ravel()], axis=1)))
+    radius, angle = np.hypot(rays[:, 0], rays[:, 1]), np.arctan2(rays[:, 1], rays[:, 0])
+    # A ray may come from behind the fold, where the distortion turns a neighbourhood over twice: look on the way out.
+    around = np.linspace(0, 2 * np.pi, _SIDES, endpoint=False)
+    out = np.linspace(0, np.max(radius, where=np.isfinite(radius), initial=0.0), 256)
+    way = np.stack([np.cos(around)[:, None] * out, np.sin(around)[:, None] * out, np.ones((_SIDES, 256))], -1)
+    folded = np.linalg.det(np.asarray(camera.project_jacobian(way.reshape(-1, 3))[1])[:, :, :2]) <= 0
+    folded = folded.reshape(_SIDES, 256)
+    fold = np.where(folded.any(1), out[folded.argmax(1)], out[-1])
+    rays[radius > np.interp(angle, around, fold, period=2 * np.pi)] = np.nan
     return rays.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _borders(*camera: Any) -> NDArray[np.float32]:
+    """(K, 3) inward normals of a pyramid around all rays of a camera that distorts, two pixels wider."""
+    rays = _bent_rays(*camera)
+    around = np.linspace(0, 2 * np.pi, _SIDES, endpoint=False)
+    outward = np.stack([np.cos(around), np.sin(around)], axis=1).astype(np.float32)
+    seen = rays[np.isfinite(rays[:, 0]), :2]
+    reach = np.max(outward @ seen.T, axis=1, initial=-np.inf) + 2 / min(camera[1:3])
+    return np.column_stack([-outward, reach]).astype(np.float32)
 
 
 def _distorted_rays(points_cam: Array, camera: Camera) -> Array:
@@ -241,41 +306,44 @@ def render(model: CadModel, camera: Camera, cam_from_obj: Pose, near: float | No
 
     Args:
         model: the mesh, metres.
-        camera: any pinhole, any size; distortion is applied to the vertices (straight lines between them).
+        camera: any pinhole, any size, no batch; distortion as in `rasterize`.
         cam_from_obj: Pose with any leading dimensions (numpy or torch).
         near: metres; surfaces nearer than this are cut away. Default: a thousandth of the diameter.
     Returns:
         Rendering whose arrays start with the leading dimensions of the pose.
     """
+    if not isinstance(cam_from_obj, Pose):
+        raise ValueError(f"cam_from_obj: expected a Pose, got {type(cam_from_obj).__name__}")
+    _check_one(camera)
     pose = cam_from_obj.numpy()
-    batch = pose.t.shape[:-1]
     R, t = pose.R.reshape(-1, 3, 3), pose.t.reshape(-1, 3)
     if not (np.isfinite(R).all() and np.isfinite(t).all()):
         raise ValueError("cam_from_obj: expected finite numbers, got NaN or infinity")
     near = 1e-3 * model.diameter if near is None else near
-    pictures = [_render_one(model, camera, R[i], t[i], near) for i in range(len(t))]
-    return Rendering(
-        *(np.stack(part).reshape(*batch, *part[0].shape) for part in zip(*pictures, strict=True))
-    )
-
-
-def _render_one(model: CadModel, camera: Camera, R: Array, t: Array, near: float) -> tuple[NDArray, ...]:
     width, height = camera.size_wh
+    flat = (len(t), height * width)
+    color, normal, xyz = (np.zeros((*flat, 3), np.float32) for _ in range(3))
+    pictures: list[NDArray] = [color, np.zeros(flat, np.float32), normal, xyz, np.zeros(flat, bool)]
+    for i in range(len(t)):
+        pixel, values = _render_one(model, camera, R[i], t[i], near)
+        for picture, value in zip(pictures, values, strict=True):
+            picture[i, pixel] = value
+    shape = (*pose.batch_shape, height, width)
+    return Rendering(*(picture.reshape(*shape, *picture.shape[2:]) for picture in pictures))
+
+
+def _render_one(
+    model: CadModel, camera: Camera, R: Array, t: Array, near: float
+) -> tuple[NDArray[np.int64], tuple[NDArray | bool, ...]]:
+    """The pixels (N,) that one pose covers, and what a Rendering says of them, in its order."""
     fragments = rasterize(model.vertices @ R.T + t, model.faces, camera, near)
     normal = fragments.interpolate(model.normals @ R.T, model.faces)
-    normal = facing(normal, _rays(camera, fragments.pixel))
-
-    def picture(values: NDArray) -> NDArray:
-        out = np.zeros((height * width, *values.shape[1:]), values.dtype)
-        out[fragments.pixel] = values
-        return out.reshape(height, width, *values.shape[1:])
-
-    return (
-        picture(surface_color(model, fragments)),
-        picture(fragments.depth),
-        picture(normal),
-        picture(fragments.interpolate(model.vertices, model.faces)),
-        picture(np.ones(len(fragments.pixel), bool)),
+    return fragments.pixel, (
+        surface_color(model, fragments),
+        fragments.depth,
+        facing(normal, _rays(camera, fragments.pixel)),
+        fragments.interpolate(model.vertices, model.faces),
+        True,
     )
 
 

@@ -120,7 +120,8 @@ def vsd(
     errors = []
     for tau in taus:
         wrong = ((distance >= tau) & both).sum((-2, -1)) + one - both.sum((-2, -1))
-        errors.append(torch.where(one > 0, wrong / one.clamp(min=1), torch.ones_like(wrong)).to(depth_est))
+        share = wrong.to(depth_est) / one.clamp(min=1)  # of whole numbers: in the precision of the depth
+        errors.append(torch.where(one > 0, share, torch.ones_like(share)))
     return torch.stack(errors, -1)
 
 
