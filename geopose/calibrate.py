@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
+from geopose.result import PoseEstimate
 from geopose.stages import keypoints_of
 
 Array = NDArray[np.float64]
 WINDOWS: tuple[float | None, ...] = (None, 2.0, 3.0, 6.0)  # heatmap cells
 LEAST_CONFIDENCE = 0.8  # below it a pose is not called good; docs/uncertainty.md has what that costs
+SURE = 0.85  # of `confidence_of`, at which an estimate looks at nothing else
 BEST_FEATURES = ("locator", "inliers", "precision", "agreement", "fit", "contour", "flow")
 PRIOR: dict[str, Any] = {  # of the confidence, before renders taught it
     "weights": {
@@ -158,6 +160,64 @@ def fit_confidence(
     names = list(prior["weights"])
     start = np.array([*(float(prior["weights"][n]) for n in names), float(prior["bias"])])
     x = np.array([[*(f[n] for n in names), 1.0] for f in features], float).reshape(len(features), len(start))
+    bounds = [(0.0, 60.0)] * len(names) + [(-60.0, 60.0)]
+    best = _fit_logistic(x, right, start, strength, bounds)
+    return {"weights": dict(zip(names, best[:-1].tolist(), strict=True)), "bias": float(best[-1])}
+
+
+def answer_confidence(confidence: float, calibration: Mapping[str, Any]) -> float:
+    """Probability that an answer is right, of which `confidence_of` says `confidence`.
+
+    Where that is sure the estimate ends; where not, the best of many places is answered, which promises more than it
+    keeps: a line in the log odds for each of the two, which meet. A calibration without these leaves it as it is.
+    """
+    fitted = calibration.get("answers")
+    if fitted is None or not 0 < confidence < 1:
+        return confidence
+    beyond = _log_odds(confidence) - _log_odds(SURE)
+    z = fitted["at"] + fitted["below" if beyond < 0 else "above"] * beyond
+    return float(1 / (1 + np.exp(-np.clip(z, -30, 30))))
+
+
+def as_answer(found: PoseEstimate, calibration: Mapping[str, Any]) -> PoseEstimate:
+    """The estimate with its `answer_confidence` for the confidence, and not `ok` below `LEAST_CONFIDENCE`."""
+    answer = replace(found, confidence=answer_confidence(found.confidence, calibration))
+    if answer.status != "ok" or answer.confidence >= LEAST_CONFIDENCE:
+        return answer
+    return replace(
+        answer, status="no_consensus", reasons=(unexplained(found.confidence, calibration), *found.reasons)
+    )
+
+
+def unexplained(confidence: float, calibration: Mapping[str, Any]) -> str:
+    """Why an answer is not believed, of which `confidence_of` says `confidence`."""
+    share = answer_confidence(confidence, calibration)
+    return f"the pose does not explain the picture (confidence {share:.2f})"
+
+
+def fit_answers(
+    confidences: Sequence[float], right: Sequence[bool], strength: float = 0.05
+) -> dict[str, float]:
+    """{"at", "below", "above"}: log odds at `SURE`, and the slopes, >= 0, of `answer_confidence`.
+
+    Args:
+        confidences: of N answers, by `confidence_of`; right: whether each was. strength: of the belief that these
+            need no change, per unit of squared difference, against the N log-likelihoods.
+
+    What `confidence_of` does not have at `LEAST_CONFIDENCE` does not come to it here, either.
+    """
+    knot, least = _log_odds(SURE), _log_odds(LEAST_CONFIDENCE)
+    beyond = _log_odds(np.clip(np.asarray(confidences, float), 1e-9, 1 - 1e-9)) - knot
+    x = np.stack([np.ones_like(beyond), np.minimum(beyond, 0), np.maximum(beyond, 0)], axis=1)
+    bounds = [(-30.0, 30.0), (0.0, 30.0), (0.0, 30.0)]
+    at, below, above = map(float, _fit_logistic(x, right, np.array([knot, 1.0, 1.0]), strength, bounds))
+    return {"at": min(at, float(least + below * (knot - least))), "below": below, "above": above}
+
+
+def _fit_logistic(
+    x: Array, right: Sequence[bool], start: Array, strength: float, bounds: Sequence[tuple[float, float]]
+) -> Array:
+    """(W,) weights of rows (N, W), within bounds, for log odds of being right: likely ones, near `start`."""
     sign = np.where(np.asarray(right, bool), 1.0, -1.0)
 
     def cost(w: Array) -> tuple[float, Array]:
@@ -166,9 +226,11 @@ def fit_confidence(
         away = w - start
         return float(np.logaddexp(0, -z).sum() + strength * away @ away), slope @ x + 2 * strength * away
 
-    bounds = [(0.0, 60.0)] * len(names) + [(-60.0, 60.0)]
-    best = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return {"weights": dict(zip(names, best[:-1].tolist(), strict=True)), "bias": float(best[-1])}
+    return minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+
+
+def _log_odds(p: Any) -> Any:
+    return np.log(p) - np.log1p(-p)
 
 
 def fit_tails(distances: Sequence[float]) -> dict[str, float]:

@@ -13,7 +13,8 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ TRANSFERRED = _BUILT_IN / f"xwing{SUFFIX}"  # whose refiner other trainings begi
 _METADATA_KEY = "geopose"
 _LARGE = 4096  # weights of one tensor
 _MESH_DTYPES = {"vertices": np.float32, "faces": np.int32, "colors": np.float32}
+_WRONG = (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, ValueError)  # of wrong metadata
+_LARGEST_CROP = 1024  # pixels; a dozen crops are read in one pass
 
 
 def save_model(path: str | Path, nets: Mapping[str, nn.Module], meta: Mapping[str, Any]) -> Path:
@@ -84,8 +87,7 @@ def load_model(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str
         FileNotFoundError: when there is no such file.
         ValueError: when it is not a geopose checkpoint, is cut short, or was written by a newer geopose.
     """
-    path = Path(path)
-    meta = read_metadata(path)
+    meta, path = read_metadata(path), Path(path)
     states: dict[str, dict[str, Tensor]] = {role: {} for role in meta["roles"]}
     mesh: dict[str, np.ndarray] = {}
     with safe_open(path, framework="pt") as file:
@@ -128,6 +130,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata of a checkpoint, without reading its weights. Raises as `load_model` does."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path: got {path!r:.60}, expected the path of a checkpoint")
     path = Path(path)
     if path.is_dir():
         raise ValueError(
@@ -150,8 +154,11 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         meta = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its geopose metadata is not JSON ({error})") from None
-    version = meta.get("format_version") if isinstance(meta, dict) else None
-    if not isinstance(version, int) or isinstance(version, bool) or not isinstance(meta.get("roles"), list):
+    version, roles = (
+        (meta.get("format_version"), meta.get("roles")) if isinstance(meta, dict) else (None, None)
+    )
+    known = isinstance(roles, list) and all(isinstance(role, str) for role in roles)
+    if not isinstance(version, int) or isinstance(version, bool) or not known:
         raise ValueError(f"{path}: its geopose metadata holds no format version or no list of networks")
     if version > FORMAT_VERSION:
         raise ValueError(
@@ -175,11 +182,60 @@ def load_nets(
         try:
             net = build_net(role, meta["networks"][role])
             net.load_state_dict(state, strict=True)
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        except (*_WRONG, RuntimeError) as error:
             raise ValueError(f"{path}: the network {role!r} does not fit its weights: {error}") from None
         net = nets_module.fold_batchnorm(net)
         nets[role] = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return nets, meta
+
+
+@contextmanager
+def pose_model(path: str | Path, meta: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, an object is made of a pose model's metadata, which are checked first. Raises ValueError naming the file
+    where they are missing or wrong."""
+    try:
+        _check(meta)
+        yield
+    except _WRONG as error:
+        why = f"its metadata hold no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path}: not the checkpoint of a pose model: {why}") from error
+
+
+def _check(meta: Mapping[str, Any]) -> None:
+    if not {"keypoints", "locator"} <= set(meta["roles"]):
+        raise ValueError(f"roles: got {meta['roles']}, expected keypoints and locator")
+    for name in ("name", "unit", "content_hash"):
+        if not isinstance(meta[name], str):
+            raise ValueError(f"{name}: got {meta[name]!r:.60}, expected text")
+    keypoints = np.asarray(meta["keypoints"], float)
+    count = meta["networks"]["keypoints"].get("num_keypoints", len(keypoints))
+    if keypoints.shape != (count, 3) or count < 4 or not np.isfinite(keypoints).all():
+        raise ValueError(
+            f"keypoints: got shape {keypoints.shape}, expected ({count}, 3), finite, of at least 4"
+        )
+    if meta["mesh"] is None:
+        raise ValueError("mesh: got none, expected vertices and faces")
+    diameter, diagonal = (
+        float(meta["diameter"]),
+        float(np.linalg.norm(np.ptp(meta["mesh"]["vertices"], axis=0))),
+    )
+    if not 0.5 * diagonal < diameter < 2 * diagonal:  # a diagonal is up to 1.8 diameters
+        raise ValueError(f"diameter: got {diameter:g} m of a mesh whose box has a diagonal of {diagonal:g} m")
+    side, scale = meta["options"]["crop_size"], float(meta["options"].get("crop_scale", 1.5))
+    if not isinstance(side, int) or side not in range(32, _LARGEST_CROP + 1, 32):
+        raise ValueError(f"crop_size: got {side!r:.60}, expected a multiple of 32 up to {_LARGEST_CROP}")
+    if not 0.1 < scale < 100:
+        raise ValueError(f"crop_scale: got {scale:g}, expected object sizes, as 1.5")
+    calibration = meta.get("calibration") or {}
+    for name in ("scale", "floor_px", "pose_scale", "pose_dof"):
+        values = np.asarray(calibration.get(name, 1.0), float)
+        if values.shape not in ((), (count,)) or not ((values > 0) & np.isfinite(values)).all():
+            raise ValueError(f"calibration: {name} is {calibration[name]!r:.60}, expected positive numbers")
+    for name in ("confidence", "answers"):
+        told = dict(calibration.get(name) or {})
+        numbers = np.asarray([*dict(told.pop("weights", {})).values(), *told.values()], float)
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"calibration: {name} is {calibration[name]!r:.60}, expected finite numbers")
 
 
 def light_model(meta: Mapping[str, Any]) -> CadModel:

@@ -64,9 +64,9 @@ class _Flow:
     near: float
 
     def agreement(self, pose: Pose) -> float:
-        """Mean probability that a drawn point lies near where `pose` has it."""
+        """Mean probability that a drawn point lies near where `pose` has it; none where it does not project."""
         off = np.asarray(self.view.project(pose.apply(self.points))).T - self.place
-        return float(np.prod(_between(off, self.b, self.near), axis=0).mean())
+        return float(np.nan_to_num(np.prod(_between(off, self.b, self.near), axis=0)).mean())
 
 
 def compare(

@@ -56,7 +56,7 @@ def pick_device(device: str | None = None) -> torch.device:
     """The device asked for; without one, this rank's GPU where there is one, else the CPU.
 
     Raises:
-        ValueError: for a name torch does not know, or a GPU that is not there.
+        ValueError: for a name torch does not know, or a device that is not there.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device is None:
@@ -65,15 +65,23 @@ def pick_device(device: str | None = None) -> torch.device:
         return torch.device("cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device: got {device!r}, expected e.g. 'cpu', 'cuda', 'cuda:1' ({error})") from None
     if chosen.type == "cuda":
-        if not torch.cuda.is_available():
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
             raise ValueError(
-                f"device: got {device!r}, but torch {torch.__version__} sees no GPU here; use 'cpu'"
+                f"device: got {device!r}, but torch {torch.__version__} sees {count or 'no'} GPU here; use 'cpu'"
             )
         if chosen.index is None:
-            chosen = torch.device("cuda", local_rank % torch.cuda.device_count())
+            chosen = torch.device("cuda", local_rank % count)
+    elif chosen.type != "cpu":
+        try:
+            torch.ones(1, device=chosen).item()
+        except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+            raise ValueError(
+                f"device: got {device!r}, which is not here; use 'cpu' ({error!s:.100})"
+            ) from None
     return chosen
 
 

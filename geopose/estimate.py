@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from geopose import checkpoint
 from geopose.align import align, keypoint_term, mask_agreement
 from geopose.cad.symmetry import Symmetries
-from geopose.calibrate import BEST_FEATURES, LEAST_CONFIDENCE, confidence_of
+from geopose.calibrate import BEST_FEATURES, LEAST_CONFIDENCE, SURE, as_answer, confidence_of, unexplained
 from geopose.checkpoint import model_of
 from geopose.compare import compare
 from geopose.data.sample import box_centre_size, projected_box
@@ -36,7 +37,6 @@ from geopose.stages import Candidate, Clock, Reading, candidate_of, glances, rea
 Array = NDArray[np.float64]
 
 CANDIDATES = 6
-_SURE = 0.85  # confidence at which nothing else is looked at
 _THERE = 0.2  # confidence at which no finer picture, no other crop and nothing that promised less is
 _PROBABLE = 0.5  # confidence at which a crop around the pose is read, but not compared anew
 _NEAR = 0.25  # diameters; keypoints that expect to be so near are compared with the photograph at once
@@ -103,8 +103,10 @@ class PoseEstimator:
             nets = {role: eight_bits(net) for role, net in nets.items()}
         elif where.type == "cpu" and many:
             nets = {role: Exported(net, role) for role, net in nets.items()}
+        with checkpoint.pose_model(path, meta):
+            estimator = cls(nets, meta, where)
         warm_up()
-        return cls(nets, meta, where)
+        return estimator
 
     def estimate(self, img: Any, camera: Camera | None = None, box: Any = None) -> PoseEstimate:
         """The best instance in the photograph.
@@ -159,7 +161,7 @@ class PoseEstimator:
         if box is None:
             found = [_seen(f) for f in found]
             found = [f for f in found if f.status != "not_found"] or found[:1]
-        found = [with_focal(f, given, self.keypoints) for f in found]
+        found = [with_focal(as_answer(f, self.calibration), given, self.keypoints) for f in found]
         return [replace(f, reasons=(*f.reasons, *notes), timings=timings) for f in found]
 
     def _each(
@@ -286,7 +288,7 @@ class PoseEstimator:
         believed = confidence >= LEAST_CONFIDENCE
         if status == "ok" and not believed:
             status = "no_consensus"
-            reasons = (f"the pose does not explain the picture (confidence {confidence:.2f})", *reasons)
+            reasons = (unexplained(confidence, self.calibration), *reasons)
         elif status in _DOUBTFUL and "refiner" in self.nets and believed:
             status, reasons = "ok", ()  # the keypoints disagreed, the photograph does not
         if covariance is not None:
@@ -305,7 +307,7 @@ class PoseEstimator:
         )  # fmt: skip
 
     def confident(self, features: Mapping[str, float], pose: Pose | None) -> float:
-        """Probability that a final pose with these features is right."""
+        """Probability that a pose with these features is right."""
         return confidence_of(features, self.calibration) if pose is not None else 0.0
 
     def features(
@@ -373,13 +375,15 @@ def estimate_pose(
     """
     if model is None:
         model = model_of(cad)
+    if not isinstance(model, (PoseEstimator, str, PathLike)):
+        raise ValueError(f"model: got {model!r:.60}, expected a PoseEstimator or the path of a checkpoint")
     estimator = model if isinstance(model, PoseEstimator) else PoseEstimator.load(model, device, many=False)
     estimator.check(cad)
     return estimator.estimate(img, camera, box)
 
 
 def _sure(found: PoseEstimate) -> bool:
-    return found.status == "ok" and found.confidence >= _SURE
+    return found.status == "ok" and found.confidence >= SURE
 
 
 def _there(found: PoseEstimate) -> bool:

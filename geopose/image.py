@@ -27,18 +27,19 @@ def load_image(img: Any) -> tuple[Picture, Camera | None]:
 
     Args:
         img: a path, a PIL image, a uint8 array (H, W, 3) RGB (or (H, W), (H, W, 4)), or a float tensor
-            (3, H, W) RGB in [0, 1]. EXIF orientation is applied; transparency is dropped; 16 bits become 8.
+            (3, H, W) RGB in [0, 1]. EXIF orientation is applied; transparency is dropped; 10 to 16 bits become 8.
     Raises:
         FileNotFoundError, ValueError: naming `img`, what came and what was expected.
     """
     if isinstance(img, (str, os.PathLike)):
         return _open(Path(img))
     if isinstance(img, Image.Image):
-        return _from_pil(img)
+        return _from_pil(*_upright(img))
     if isinstance(img, np.ndarray):
         return _from_array(img), None
     if hasattr(img, "detach"):
-        return _from_tensor(img.detach().cpu().numpy()), None
+        tensor = img.detach().cpu()
+        return _from_tensor((tensor.float() if tensor.is_floating_point() else tensor).numpy()), None
     raise ValueError(
         f"img: expected a path, PIL image, uint8 RGB array or float tensor, got {type(img).__name__}"
     )
@@ -53,7 +54,7 @@ def _open(path: Path) -> tuple[Picture, Camera | None]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                return _from_pil(image)
+                upright, tags = _upright(image)
     except UnidentifiedImageError:
         raise ValueError(
             f"img: {str(path)!r} is not a picture of a known format; save it as JPEG or PNG (a phone's HEIC, too)"
@@ -62,20 +63,40 @@ def _open(path: Path) -> tuple[Picture, Camera | None]:
         raise ValueError(f"img: {str(path)!r} is too large, make it smaller first ({error})") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ValueError(f"img: {str(path)!r} cannot be read, is it cut short? ({error})") from None
+    return _from_pil(upright, tags)
 
 
-def _from_pil(image: Image.Image) -> tuple[Picture, Camera | None]:
+def _upright(image: Image.Image) -> tuple[Image.Image, dict[int, Any]]:
+    """The picture as EXIF wants it seen, and EXIF's tags."""
     exif = image.getexif()
-    tags = {**exif, **exif.get_ifd(0x8769)}
-    upright = ImageOps.exif_transpose(image) or image
-    if upright.mode.startswith("I") or upright.mode == "F":
-        values = np.asarray(upright, np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        grey = np.clip(values * (255 / top), 0, 255).astype(np.uint8)
-        picture = np.repeat(grey[..., None], 3, axis=2)
+    return ImageOps.exif_transpose(image) or image, {**exif, **exif.get_ifd(0x8769)}
+
+
+def _from_pil(image: Image.Image, tags: dict[int, Any]) -> tuple[Picture, Camera | None]:
+    if image.mode.startswith("I") or image.mode == "F":
+        picture = np.repeat(_eight_bits(np.asarray(image, np.float64), image.mode)[..., None], 3, axis=2)
     else:
-        picture = np.asarray(upright.convert("RGB"))
-    return _checked(picture), _exif_camera(tags, (upright.width, upright.height))
+        try:
+            picture = np.asarray(image.convert("RGB"))
+        except ValueError as error:
+            raise ValueError(
+                f"img: expected a picture that can be RGB, got mode {image.mode!r} ({error})"
+            ) from None
+    return _checked(picture), _exif_camera(tags, (image.width, image.height))
+
+
+def _eight_bits(values: NDArray[np.float64], mode: str) -> Picture:
+    """Grey levels, those of floats in [0, 1] or as those of integers, of which the highest tells the number of bits:
+    8 or 16, or 10, 12 or 14 where 16 would be nearly black."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"img: expected finite values, got NaN or infinity in a picture of mode {mode!r}")
+    highest = values.max(initial=0)
+    if mode == "F" and highest <= 1:
+        return np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)
+    white = 65535.0
+    if highest < white / 8:
+        white = next(2.0**bits - 1 for bits in (8, 10, 12, 14) if highest < 2**bits)
+    return np.clip(values * (255 / white), 0, 255).astype(np.uint8)
 
 
 def _exif_camera(tags: dict[int, Any], size_wh: tuple[int, int]) -> Camera | None:
@@ -107,6 +128,10 @@ def picture_and_camera(img: Any, camera: Camera | None) -> tuple[Picture, Camera
         return picture, guess, (note,)
     if not isinstance(camera, Camera):
         raise ValueError(f"camera: expected a Camera, got {type(camera).__name__}")
+    if camera.batch_shape or getattr(camera.distortion, "ndim", 1) > 1:
+        raise ValueError(
+            f"camera: expected one camera, got a batch {camera.batch_shape}; index it: camera[0]"
+        )
     if tuple(camera.size_wh) != size:
         raise ValueError(
             f"camera: is for pictures of {camera.size_wh[0]}x{camera.size_wh[1]}, got one of {size[0]}x{size[1]}; "

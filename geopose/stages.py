@@ -65,7 +65,10 @@ class Clock:
 
 def candidate_of(box: Any) -> Candidate:
     """The place that a user's box names; ValueError if it names none."""
-    values = np.asarray(box, float)
+    try:
+        values = np.asarray(box, float)
+    except (TypeError, ValueError, RuntimeError):
+        values = np.empty(0)
     if values.shape != (4,) or not np.isfinite(values).all():
         raise ValueError(f"box: expected four finite numbers x0, y0, x1, y1 in pixels, got {box!r}")
     if not (values[2] > values[0] and values[3] > values[1]):

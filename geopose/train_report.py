@@ -18,8 +18,10 @@ from geopose._io import atomic_path
 from geopose.calibrate import (
     LEAST_CONFIDENCE,
     PRIOR,
+    answer_confidence,
     calibrate_keypoints,
     confidence_of,
+    fit_answers,
     fit_confidence,
     fit_tails,
     read_renders,
@@ -138,12 +140,12 @@ class Lessons:
     """What poses in fresh scenes teach.
 
     considered: features of every pose considered, and whether it was right (ADD(-S) below a tenth of the diameter).
-    answered: features of those given at last, and the squared Mahalanobis distance of the truth; not of those of the
-    wrong mode.
+    answered: features of those given at last, whether they were right, and the squared Mahalanobis distance of the
+    truth, infinite for the wrong mode.
     """
 
     considered: list[tuple[dict[str, float], bool]]
-    answered: list[tuple[dict[str, float], float]]
+    answered: list[tuple[dict[str, float], bool, float]]
 
 
 def learn_from_scenes(
@@ -169,9 +171,10 @@ def learn_from_scenes(
             off = [pose_distance(pose, truth, points, len(symmetries) > 1) for _, pose in seen]
             for (values, pose), distance in zip(seen, off, strict=True):
                 lessons.considered.append((values, distance < 0.1 * diameter))
-                if pose is not None and pose is found.pose and distance < _WRONG_MODE * diameter:
-                    d2 = mahalanobis2(pose, truth, found.covariance, symmetries)
-                    lessons.answered.append((values, d2))
+                if pose is not None and pose is found.pose:
+                    near = distance < _WRONG_MODE * diameter
+                    d2 = float(mahalanobis2(pose, truth, found.covariance, symmetries)) if near else np.inf
+                    lessons.answered.append((values, distance < 0.1 * diameter, d2))
             if number >= count or (time.monotonic() > until and number >= 4):
                 break
     finally:
@@ -192,9 +195,9 @@ def finish_model(
     known: Mapping[str, Any] | None = None,
     remember: Callable[[dict[str, Any]], None] = lambda known: None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(calibration, figures) of the checkpoint at `path`: keypoints first, then the confidence, then the covariances of
-    the poses answered `ok`, then the judgement, and the covariances once more with what it saw, which the figures do
-    not know of.
+    """(calibration, figures) of the checkpoint at `path`: keypoints first, then the confidence, of poses and then of
+    answers, then the covariances of those answered `ok`, then the judgement, and the covariances once more with what it
+    saw, which the figures do not know of.
 
     Args:
         crops, scenes_to_learn, scenes_to_judge: three streams of fresh renders.
@@ -231,9 +234,12 @@ def finish_model(
                 features, right = [values for values, _ in considered], [r for _, r in considered]
                 calibration = {**calibration, "confidence": fit_confidence(features, right, PRIOR)}
                 estimator.calibration = dict(calibration)  # it decides how long an estimate looks
-        distances2 = [
-            d for values, d in lessons.answered if confidence_of(values, calibration) >= LEAST_CONFIDENCE
-        ]
+        said = [confidence_of(values, calibration) for values, _, _ in lessons.answered]
+        if keep is None:
+            calibration["answers"] = fit_answers(said, [right for _, right, _ in lessons.answered])
+        sure = [answer_confidence(confidence, calibration) >= LEAST_CONFIDENCE for confidence in said]
+        known2 = [d2 for _, _, d2 in lessons.answered]
+        distances2 = [d2 for d2, believed in zip(known2, sure, strict=True) if believed and np.isfinite(d2)]
         calibration = estimator.calibration = {**calibration, **fit_tails(distances2)}
         remember(
             {

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from geopose import checkpoint
+from geopose.estimate import PoseEstimator
 
 
 def tiny_meta(**more: object) -> dict[str, object]:
@@ -143,7 +145,16 @@ def test_foreign_files_are_refused_and_never_executed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[", "[]", "{}", '{"format_version": true, "roles": []}', '{"format_version": 1}']
+    "text",
+    [
+        "[",
+        "[]",
+        "{}",
+        '{"format_version": true, "roles": []}',
+        '{"format_version": 1}',
+        '{"format_version": 1, "roles": [{}]}',
+        '{"format_version": 1, "roles": [["a"]]}',
+    ],
 )
 def test_damaged_metadata_is_refused(tmp_path: Path, text: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "a.geopose", metadata={"geopose": text})
@@ -164,6 +175,64 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = checkpoint.save_model(tmp_path / "a.geopose", {"locator": net}, meta)
     with pytest.raises(ValueError, match="'locator' does not fit"):
         checkpoint.load_nets(path)
+
+
+@pytest.fixture(scope="module")
+def xwing_meta() -> dict[str, Any]:
+    return checkpoint.load_model(checkpoint.model_of("xwing"))[1]
+
+
+NEEDED = ("name", "unit", "content_hash", "diameter", "keypoints", "symmetries", "options")
+WRONG: list[tuple[str, Any, str]] = [
+    *((name, None, name if name in NEEDED[:3] else "") for name in NEEDED),
+    ("mesh", None, "mesh"),
+    ("roles", ["keypoints"], "roles"),
+    ("named_keypoints", "x", ""),
+    ("symmetries", {"discrete": []}, ""),
+    ("diameter", 0, "diameter"),
+    ("diameter", 1e300, "diameter"),
+    ("diameter", "NaN", "diameter"),
+    ("keypoints", np.eye(3).tolist(), "keypoints"),
+    ("keypoints", np.zeros((16, 2)).tolist(), "keypoints"),
+    ("keypoints", np.full((16, 3), None).tolist(), "keypoints"),
+    ("calibration", "x", ""),
+    ("calibration", {"pose_scale": None}, "pose_scale"),
+    ("calibration", {"scale": [1.0, 2.0]}, "scale"),
+    ("calibration", {"answers": {"at": None, "below": 1.0, "above": 1.0}}, "answers"),
+    ("calibration", {"confidence": {"weights": {"fit": "x"}, "bias": 0.0}}, ""),
+    ("options", {"crop_size": 10**6}, "crop_size"),
+    ("options", {"crop_size": 0}, "crop_size"),
+    ("options", {"crop_size": "x"}, "crop_size"),
+    ("options", {"crop_size": 128, "crop_scale": 0}, "crop_scale"),
+    ("options", {"crop_size": 128, "crop_scale": "NaN"}, "crop_scale"),
+    ("options", {}, "no 'crop_size'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), WRONG)
+def test_metadata_that_no_pose_model_has_are_refused(
+    xwing_meta: dict[str, Any], name: str, value: Any, words: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^a\.geopose: not the checkpoint of a pose model: .*{words}"):
+        with checkpoint.pose_model("a.geopose", {**xwing_meta, name: value}):
+            PoseEstimator({}, {**xwing_meta, name: value}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_metadata_that_are_missing_are_named(xwing_meta: dict[str, Any], name: str) -> None:
+    meta = {k: v for k, v in xwing_meta.items() if k != name}
+    with pytest.raises(ValueError, match=rf"^a\.geopose: .*metadata hold no '{name}'"):
+        with checkpoint.pose_model("a.geopose", meta):
+            PoseEstimator({}, meta, torch.device("cpu"))
+
+
+def test_an_estimator_names_the_file_with_wrong_metadata(tmp_path: Path) -> None:
+    out = tmp_path / "wrong.geopose"
+    checkpoint.rewrite(checkpoint.model_of("xwing"), out, {"symmetries": None})
+    with pytest.raises(ValueError, match=r"wrong\.geopose: not the checkpoint of a pose model"):
+        PoseEstimator.load(out, "cpu", many=False)
+    with pytest.raises(ValueError, match="path: got 5, expected the path"):
+        PoseEstimator.load(5)  # type: ignore[arg-type]
 
 
 def test_models_are_found_by_content_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,18 @@ def test_a_wrong_pose_does_not_agree_and_an_unseen_one_is_left_alone(monkeypatch
     assert found.agreement == 0
 
 
+def test_points_that_do_not_project_do_not_agree() -> None:
+    """Half of them lie behind the camera: they count as wrong, the others as they are."""
+    points = np.random.default_rng(0).uniform(-1, 1, (40, 3))
+    points[:, 2] = np.where(np.arange(40) % 2, 5, -5)
+    at = Pose(np.eye(3), np.zeros(3))
+    place = np.nan_to_num(PINHOLE.project(points)).T
+    flow = module._Flow(None, points, PINHOLE, place, np.full(40, 0.1), 5.0)
+    assert flow.agreement(at) == pytest.approx(0.5, abs=1e-6)
+    lost = replace(flow, place=np.full_like(place, np.nan))
+    assert lost.agreement(at) == 0
+
+
 def test_a_pose_that_does_not_agree_after_a_step_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that is never sure of its flow is asked twice, of four times."""
 

@@ -72,6 +72,21 @@ def test_poses_are_near_the_truth_and_unsure_ones_say_so(estimator: PoseEstimato
     assert accepted >= 1
 
 
+@pytest.mark.parametrize("box", [{"x": 1}, "a", [[0, 0], [1]], None, torch.ones(4, requires_grad=True)])
+def test_what_is_no_box_is_refused(box: Any) -> None:
+    with pytest.raises(ValueError, match="box: expected four finite numbers"):
+        stages.candidate_of(box)
+
+
+def test_a_model_or_device_that_is_none_is_named() -> None:
+    for model in (5, b"x"):
+        with pytest.raises(ValueError, match="model: got .*, expected a PoseEstimator"):
+            estimate_pose(np.zeros((48, 64, 3), np.uint8), "xwing", model=model)  # type: ignore[arg-type]
+    for device in ("meta", 1.5, "cuda:99"):
+        with pytest.raises(ValueError, match=f"device: got {device!r}"):
+            PoseEstimator.load("none.geopose", device)  # type: ignore[arg-type]
+
+
 def test_one_thread_looks_at_a_picture(estimator: PoseEstimator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several wait for one another wherever the cores are busy; `threads` asks for more."""
     counts: list[int] = []
@@ -116,6 +131,7 @@ def test_a_pose_that_is_only_probable_is_not_called_good(
 
     monkeypatch.setattr("geopose.estimate.glances", counted)
     monkeypatch.setattr(estimator, "confident", lambda features, pose: confidence)
+    monkeypatch.delitem(estimator.calibration, "answers", raising=False)
     found = estimator.estimate(image, camera)
     assert (found.status == "ok") is good
     assert good or f"confidence {confidence:.2f}" in found.reasons[0]

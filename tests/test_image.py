@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from geopose.image import guessed_camera, load_image
+from geopose.geometry.camera import Camera
+from geopose.image import guessed_camera, load_image, picture_and_camera
 
 
 @pytest.fixture
@@ -109,6 +110,40 @@ def test_files_of_other_kinds(picture: np.ndarray, tmp_path: Path) -> None:
     assert set(np.unique(load_image(tmp_path / "ink.png")[0])) == {0, 255}
     Image.fromarray(picture[:1, :1]).save(tmp_path / "dot.png")
     np.testing.assert_array_equal(load_image(tmp_path / "dot.png")[0], picture[:1, :1])
+
+
+def test_grey_levels_of_other_cameras(picture: np.ndarray, tmp_path: Path) -> None:
+    """Floats in [0, 1] or as integers, and 10, 12 or 14 bits in files of 16, which are no darker for it."""
+    grey = np.maximum(picture[..., 0], 1)
+    grey[0, 0] = 255
+    for factor, name in ((1 / 255, "unit"), (1, "levels")):
+        Image.fromarray(np.float32(grey * factor)).save(tmp_path / f"{name}.tif")
+        np.testing.assert_array_equal(load_image(tmp_path / f"{name}.tif")[0][..., 1], grey)
+    for white in (1023, 4095):
+        Image.fromarray(np.round(grey * (white / 255)).astype(np.uint16)).save(tmp_path / "deep.png")
+        found = load_image(tmp_path / "deep.png")[0][..., 1]
+        assert np.abs(found.astype(int) - grey).max() <= 1
+    dim = np.full((4, 4), 5000, np.uint16)  # of 14 bits
+    assert (load_image(Image.fromarray(dim))[0] == 5000 * 255 // 16383).all()
+    assert (load_image(Image.fromarray(dim + 30_000))[0] == 35_000 * 255 // 65535).all()
+    for bad in (np.nan, np.inf):
+        Image.fromarray(np.full((4, 4), bad, np.float32)).save(tmp_path / "bad.tif")
+        with pytest.raises(ValueError, match="^img: expected finite values"):
+            load_image(tmp_path / "bad.tif")
+
+
+def test_tensors_of_any_precision(picture: np.ndarray) -> None:
+    tensor = torch.from_numpy(picture).permute(2, 0, 1) / 255
+    for dtype, most in ((torch.float64, 0), (torch.float16, 1), (torch.bfloat16, 1)):
+        found = load_image(tensor.to(dtype))[0].astype(int)
+        assert np.abs(found - picture).max() <= most
+
+
+def test_a_batch_of_cameras_is_refused(picture: np.ndarray) -> None:
+    f = np.full(2, 50.0)
+    for camera in (Camera(f, f, f, f, (40, 30)), Camera(50.0, 50.0, 20.0, 15.0, (40, 30), np.zeros((2, 5)))):
+        with pytest.raises(ValueError, match="camera: expected one camera"):
+            picture_and_camera(picture, camera)
 
 
 def test_a_picture_of_a_hundred_megapixels_is_read_without_a_word(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from geopose import calibrate, checkpoint, distributed, fit, train_report, train
 from geopose.cad.model import CadModel
 from geopose.checkpoint import find_model, load_model, load_nets
 from geopose.geometry.metrics import share_inside
+from geopose.geometry.pose import Pose
 from geopose.nets import build_keypoint_net
+from geopose.result import PoseEstimate
 from geopose.train import TrainOptions, train
 
 CPU = torch.device("cpu")
@@ -320,6 +322,39 @@ def test_confidence_tells_right_from_wrong_and_is_calibrated() -> None:
     assert fitted["weights"]["b"] == pytest.approx(0.0, abs=0.4)
     nothing = calibrate.fit_confidence([], [], prior)
     assert nothing["weights"] == pytest.approx(prior["weights"])
+
+
+def test_confidences_of_answers_are_mended_below_and_above_where_a_search_ends() -> None:
+    rng = np.random.default_rng(2)
+    knot = np.log(0.85 / 0.15)
+    z = rng.normal(1.0, 2.0, 20_000)
+    odds = 0.5 + np.where(z < knot, 0.7, 1.6) * (z - knot)
+    right = rng.random(20_000) < 1 / (1 + np.exp(-odds))
+    said = 1 / (1 + np.exp(-z))
+    fitted = {"answers": calibrate.fit_answers(said.tolist(), right.tolist())}
+    assert fitted["answers"] == pytest.approx({"at": 0.5, "below": 0.7, "above": 1.6}, abs=0.12)
+    for low, high in ((0.2, 0.3), (0.6, 0.7), (0.8, 0.9), (0.95, 1.0)):
+        mended = np.array([calibrate.answer_confidence(c, fitted) for c in said])
+        these = (mended >= low) & (mended < high)
+        assert right[these].mean() == pytest.approx(mended[these].mean(), abs=0.035)
+    assert np.all(np.diff(mended[np.argsort(said)]) >= 0)
+    assert calibrate.answer_confidence(0.0, fitted) == 0.0  # without a pose
+    assert calibrate.answer_confidence(0.7, {}) == 0.7
+    nothing = {"answers": calibrate.fit_answers([], [])}
+    assert calibrate.answer_confidence(0.7, nothing) == pytest.approx(0.7)
+    always = {"answers": calibrate.fit_answers([0.6] * 500, [True] * 500)}
+    assert 0.6 < calibrate.answer_confidence(0.7, always) <= calibrate.LEAST_CONFIDENCE + 1e-9
+
+
+def test_an_answer_that_is_less_likely_right_than_it_looked_is_not_called_good() -> None:
+    pose = Pose.identity()
+    looked = PoseEstimate(pose, np.eye(6), "ok", ("a note",), 0.9, {}, None, (), {}, None, None)
+    mended = calibrate.as_answer(looked, {"answers": {"at": 0.5, "below": 0.7, "above": 1.6}})
+    assert mended.status == "no_consensus"
+    assert mended.confidence == pytest.approx(1 / (1 + np.exp(-(0.5 + 1.6 * np.log(9 / (0.85 / 0.15))))))
+    assert mended.reasons == ("the pose does not explain the picture (confidence 0.78)", "a note")
+    assert mended.pose is pose
+    assert calibrate.as_answer(looked, {}) == looked
 
 
 def test_the_tails_of_errors_are_found_again() -> None:

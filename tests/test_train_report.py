@@ -17,7 +17,7 @@ from scipy.stats import f as f_distribution
 from geopose import train_report
 from geopose.cad.model import CadModel
 from geopose.cad.symmetry import find_symmetries
-from geopose.calibrate import BEST_FEATURES, PRIOR, fit_tails
+from geopose.calibrate import BEST_FEATURES, PRIOR, answer_confidence, confidence_of, fit_tails
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import share_inside
 from geopose.geometry.pose import Pose
@@ -78,7 +78,7 @@ def test_an_honest_covariance_about_an_axis_of_symmetry_stays_honest(cans: tuple
     """Five numbers are left of six where any turn about the axis is right."""
     estimator, scenes = cans
     lessons = learn_from_scenes(estimator, scenes, len(scenes), float("inf"))
-    d2 = [d for _, d in lessons.answered]
+    d2 = [d for _, right, d in lessons.answered if right]
     assert len(d2) == len(scenes)
     assert all(right for _, right in lessons.considered)
     assert np.mean(d2) == pytest.approx(5, abs=3 * np.sqrt(2 * 5 / len(d2)))
@@ -121,7 +121,7 @@ def test_the_confidence_of_a_first_round_is_in_force_while_the_tails_are_learned
         rounds.append((dict(estimator.calibration), seen))
         seen_so = [dict.fromkeys(BEST_FEATURES, float(i % 2)) for i in seen]
         far = 4.0 if len(rounds) == 1 else 40.0
-        answered = [(values, far * (1 + i % 7)) for i, values in enumerate(seen_so)]
+        answered = [(values, values["fit"] > 0, far * (1 + i % 7)) for i, values in enumerate(seen_so)]
         return Lessons([(values, values["fit"] > 0) for values in seen_so], answered)
 
     monkeypatch.setattr(train_report.PoseEstimator, "load", lambda *_: estimator)
@@ -141,6 +141,27 @@ def test_the_confidence_of_a_first_round_is_in_force_while_the_tails_are_learned
     kept, _ = finish_model(*arguments, (10, 50, 10), calibration)
     assert len(rounds) == 1
     assert rounds[0][0]["confidence"] == kept["confidence"] == calibration["confidence"]
+    assert rounds[0][0]["answers"] == kept["answers"] == calibration["answers"]
+
+
+def test_answers_are_judged_by_what_became_of_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine of ten poses are right that have 0.9, and of answers, each the best of many, one."""
+    estimator = SimpleNamespace(nets={"keypoints": None}, calibration={})
+    values = dict.fromkeys(BEST_FEATURES, 0.5)
+    considered = [(values, i % 10 > 0) for i in range(400)]
+    answered = [(values, i % 10 == 0, np.inf if i % 10 else 1.0 + i % 7) for i in range(400)]
+    monkeypatch.setattr(train_report.PoseEstimator, "load", lambda *_: estimator)
+    monkeypatch.setattr(train_report, "learn_from_scenes", lambda *_: Lessons(considered, answered))
+    monkeypatch.setattr(train_report, "judge_scenes", lambda *_: [])
+    monkeypatch.setattr(train_report, "read_renders", lambda *_: {})
+    monkeypatch.setattr(train_report, "calibrate_keypoints", lambda _: ({"window": None}, {}))
+    calibration, _ = finish_model(Path("x"), torch.device("cpu"), [], [], [], 0.0, 60.0)
+    said = confidence_of(values, calibration)
+    assert said == pytest.approx(0.9, abs=0.01)
+    assert answer_confidence(said, calibration) == pytest.approx(0.1, abs=0.02)
+    assert {name: calibration[name] for name in ("pose_scale", "pose_dof")} == fit_tails(
+        []
+    )  # none is believed
 
 
 def test_the_covariances_are_fitted_to_what_the_judgement_saw_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +176,7 @@ def test_the_covariances_are_fitted_to_what_the_judgement_saw_too(monkeypatch: p
     for row in rows:
         row |= others
         row["inside"] = float(share_inside(row["distance2"], first["pose_dof"]))
-    lessons = Lessons([], [(dict.fromkeys(BEST_FEATURES, 1.0), d) for d in learned])
+    lessons = Lessons([], [(dict.fromkeys(BEST_FEATURES, 1.0), True, d) for d in learned])
     monkeypatch.setattr(train_report.PoseEstimator, "load", lambda *_: estimator)
     monkeypatch.setattr(train_report, "learn_from_scenes", lambda *_: lessons)
     monkeypatch.setattr(train_report, "judge_scenes", lambda *_: rows)
