@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,6 +207,7 @@ def test_keypoints_of_a_ball_face_the_camera() -> None:
     assert separation(points) > 0.05
 
 
-def test_fewer_than_four_are_refused() -> None:
-    with pytest.raises(ValueError, match="count: got 3, expected at least 4"):
-        choose_keypoints(load_cad(trimesh.creation.box(), "m"), 3)
+@pytest.mark.parametrize("count", [3, 4.5, "a", None])
+def test_fewer_than_four_are_refused(count: Any) -> None:
+    with pytest.raises(ValueError, match=f"count: got {count!r}, expected at least 4"):
+        choose_keypoints(load_cad(trimesh.creation.box(), "m"), count)

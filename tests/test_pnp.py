@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from pathlib import Path
+from typing import Any
 
 import cv2
+import numba
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
 
+from geopose.geometry import _native
 from geopose.geometry._correspondences import check, flatten
 from geopose.geometry._pipeline import solve
 from geopose.geometry.camera import Camera
@@ -294,3 +299,40 @@ def test_gradients_of_a_batch_reach_every_input(rng: np.random.Generator) -> Non
     moved = [solve_pnp(points[0], p, CAMERA, cov_px=cov).pose for p in (up, down)]
     numeric = ((moved[0].t - moved[1].t).sum() + (moved[0].R - moved[1].R)[..., 0].sum()) / (2 * h)
     assert float(inputs[1].grad[1, 2, 0]) == pytest.approx(numeric, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("noise_px", "a"),
+        ("noise_px", math.inf),
+        ("noise_px", math.nan),
+        ("gate_sigma", None),
+        ("max_samples", 10.5),
+        ("max_iterations", "a"),
+    ],
+)
+def test_options_that_make_no_sense(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected .*, got {value!r}"):
+        PnPOptions(**{name: value})
+
+
+def test_no_options_are_the_defaults_not_none() -> None:
+    with pytest.raises(ValueError, match="options: expected PnPOptions, got NoneType"):
+        solve_pnp(np.zeros((8, 3)), np.zeros((8, 2)), CAMERA, options=None)  # type: ignore[arg-type]
+
+
+def test_only_compiling_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def twice(x: float) -> float:
+        return 2 * x
+
+    keep = _native.compile_once
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(_native, "compile_once", lambda *_: keep(twice, "float64(float64)"))
+    said = []
+    for _ in range(2):  # compiled, then loaded
+        assert _native.machine_code.__wrapped__()(3.0) == 6.0
+        said.append(sum("compiling" in m for m in caplog.messages))
+    assert said == [1, 1]

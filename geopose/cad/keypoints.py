@@ -45,9 +45,9 @@ def choose_keypoints(model: CadModel, count: int = 16, symmetries: Symmetries | 
     fixed half plane (`front`), so the points lie on the side that faces it, silhouettes included: the other
     side is never seen.
     """
-    if count < 4:
+    if not isinstance(count, (int, np.integer)) or count < 4:
         raise ValueError(
-            f"count: got {count}, expected at least 4 keypoints: fewer leave the pose undetermined"
+            f"count: got {count!r}, expected at least 4 keypoints: fewer leave the pose undetermined"
         )
     group = Symmetries.none() if symmetries is None else symmetries
     places, weight, surface = _candidates(model)

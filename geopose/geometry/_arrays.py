@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
 
@@ -31,6 +32,21 @@ def as_float_array(value: Any) -> Array:
         return value if value.is_floating_point() else value.to(torch.float64)
     array = np.asarray(value)
     return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
+
+
+def as_numbers(name: str, value: Any, expected: str = "numbers") -> Array:
+    """`as_float_array` of an argument; raises ValueError that names it unless it holds real numbers."""
+    try:
+        if isinstance(value, (int, float)):
+            return np.float64(value)
+        array = value if isinstance(value, Tensor) else np.asarray(value)
+        odd = array.is_complex() if isinstance(array, Tensor) else array.dtype.kind in "cSU"
+        if value is not None and not odd:
+            return as_float_array(array)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    got = f"{value.dtype} {tuple(value.shape)}" if is_array(value) else reprlib.repr(value)
+    raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
 def to_tensor(value: Any, like: Tensor | None = None) -> Tensor:

@@ -41,6 +41,8 @@ _COLMAP = {
 
 def load_camera(path: str | os.PathLike[str], camera_id: int | None = None) -> Camera:
     """The camera in `path`; see `Camera.load`."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path: expected a camera file, got {path!r}")
     path = Path(path)
     suffix = path.suffix.lower()
     try:

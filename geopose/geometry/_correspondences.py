@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from geopose.geometry._arrays import Array, as_float_array, back_to_numpy, namespace
+from geopose.geometry._arrays import Array, as_float_array, as_numbers, back_to_numpy, namespace
 from geopose.geometry._pnp_options import PnPOptions
 from geopose.geometry.camera import Camera
 from geopose.geometry.refine import Reprojection
-
-_FLOAT64 = np.dtype(np.float64)
 
 
 def check(
@@ -22,13 +20,8 @@ def check(
     """The three arrays as floating-point arrays, shapes checked."""
     if not isinstance(camera, Camera):
         raise ValueError(f"camera: expected a geopose.Camera, got {type(camera).__name__}")
-    if any(_is_complex(a) for a in (points_obj, points_px, cov_px)):
-        raise ValueError("points_obj, points_px, cov_px: expected real numbers, got complex ones")
-    try:
-        obj, px = as_float_array(points_obj), as_float_array(points_px)
-        cov = None if cov_px is None else as_float_array(cov_px)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"points_obj, points_px, cov_px: expected arrays of numbers ({error})") from None
+    obj, px = as_numbers("points_obj", points_obj), as_numbers("points_px", points_px)
+    cov = None if cov_px is None else as_numbers("cov_px", cov_px)
     for name, array, width in (("points_obj", obj, 3), ("points_px", px, 2)):
         if array.ndim < 2 or array.shape[-1] != width:
             raise ValueError(f"{name}: expected shape (..., N, {width}), got {tuple(array.shape)}")
@@ -40,10 +33,6 @@ def check(
     if cov is not None and (cov.ndim < 3 or tuple(cov.shape[-3:]) != (px.shape[-2], 2, 2)):
         raise ValueError(f"cov_px: expected shape (..., {px.shape[-2]}, 2, 2), got {tuple(cov.shape)}")
     return obj, px, cov
-
-
-def _is_complex(a: Any) -> bool:
-    return a.is_complex() if isinstance(a, torch.Tensor) else getattr(a, "dtype", _FLOAT64).kind == "c"
 
 
 def _plain(a: Array) -> Array:

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import logging
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, cast
 import numba
 import numpy as np
 from numba import types
+from numba.core import event
 
 from geopose.geometry._fits import HYPOTHESES, beyond_doubt
 from geopose.geometry._native_descents import WIDTH
@@ -130,16 +130,24 @@ def machine_code() -> Callable[..., None]:
     f, i, b = types.float64, types.int64, types.boolean
     inputs = [given(f, 3), given(f, 3), given(f, 4), given(f, 2), given(i, 2), given(i, 1)]
     outputs = [written(f, 2), written(b, 2), written(f, 3)]
-    note = threading.Timer(
-        2.0, _LOG.warning, ["compiling solve_pnp, once on this machine: some twenty seconds"]
-    )
-    note.start()
-    try:
+    with event.install_listener("numba:compile", _Note()):
         return compile_once(
             run, types.void(*inputs, types.UniTuple(f, 3), types.UniTuple(f, 2), i, b, *outputs)
         )
-    finally:
-        note.cancel()
+
+
+class _Note(event.Listener):
+    """Says once that something is compiled; loading compiled code is no such event."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.said:
+            _LOG.warning("compiling solve_pnp, once on this machine: some twenty seconds")
+        self.said = True
+
+    def on_end(self, event: Any) -> None:
+        pass
 
 
 def given(kind: Any, ndim: int) -> Any:

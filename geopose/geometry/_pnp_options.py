@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from geopose.geometry._kernels import KERNELS
 
@@ -40,8 +42,12 @@ class PnPOptions:
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {self.kernel!r}")
         for name in ("noise_px", "gate_sigma", "kernel_sigma", "max_false_alarms", "tolerance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a number above zero, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not value > 0:
+                raise ValueError(f"{name}: expected a number above zero, got {value!r}")
+        if self.noise_px == math.inf:
+            raise ValueError("noise_px: expected a finite number of pixels, got inf")
         for name in ("max_samples", "max_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name}: expected a whole number, at least 1, got {value!r}")

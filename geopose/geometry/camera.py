@@ -20,6 +20,7 @@ from torch import Tensor
 from geopose.geometry._arrays import (
     Array,
     as_float_array,
+    as_numbers,
     back_to_numpy,
     check_last,
     either,
@@ -51,8 +52,9 @@ class Camera:
     focal_rel_std: float = 0.0
 
     def __post_init__(self) -> None:
-        values = dict(zip(("fx", "fy", "cx", "cy"), _common(self.fx, self.fy, self.cx, self.cy), strict=True))
-        for name, value in values.items():
+        for name in _FIELDS[:4]:
+            as_numbers(name, getattr(self, name))
+        for name, value in zip(_FIELDS, _common(self.fx, self.fy, self.cx, self.cy), strict=False):
             if not bool(_all_finite(value)):
                 raise ValueError(f"{name}: expected finite pixels, got {value}")
             if name in ("fx", "fy") and not bool(np.all(np.asarray(back_to_numpy(value)) > 0)):
@@ -60,7 +62,7 @@ class Camera:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "size_wh", _size("size_wh", self.size_wh))
         object.__setattr__(self, "distortion", _distortion(self.distortion))
-        if not (math.isfinite(self.focal_rel_std) and self.focal_rel_std >= 0):
+        if not 0 <= as_numbers("focal_rel_std", self.focal_rel_std, "a number >= 0") < math.inf:
             raise ValueError(f"focal_rel_std: expected a number >= 0, got {self.focal_rel_std}")
 
     def _array_leaves(self) -> list[Any]:
@@ -73,7 +75,7 @@ class Camera:
     @classmethod
     def from_matrix(cls, K: Array, size_wh: tuple[int, int], distortion: Any = ()) -> Camera:
         """The camera of the matrix `K` (..., 3, 3); raises ValueError on skew, f <= 0 or NaN."""
-        K = as_float_array(K)
+        K = as_numbers("K", K)
         check_last("K", K, 3, 3)
         if not bool(_all_finite(K)):
             raise ValueError(f"K: expected finite entries, got {K}")
@@ -234,7 +236,7 @@ def crop_affine(box_px: Array, size_wh: tuple[int, int]) -> Array:
 
 def _crop(box_px: Array, size_wh: tuple[int, int]) -> tuple[Array, Array]:
     """Scale and shift (..., 2) with crop_px = scale * image_px + shift."""
-    box = as_float_array(box_px)
+    box = as_numbers("box_px", box_px)
     check_last("box_px", box, 4)
     extent = box[..., 2:] - box[..., :2]
     if not bool((extent > 0).all()):
@@ -280,16 +282,17 @@ def _all_finite(value: Any) -> Any:
 
 
 def _size(name: str, size_wh: Sequence[int]) -> tuple[int, int]:
-    numbers = [float(v) for v in size_wh] if hasattr(size_wh, "__len__") else []
-    if len(numbers) != 2 or any(not v.is_integer() or v < 1 for v in numbers):
-        raise ValueError(f"{name}: expected (width, height) in whole pixels, got {size_wh!r}")
+    expected = "(width, height) in whole pixels"
+    numbers = as_numbers(name, size_wh, expected).tolist()
+    if np.shape(numbers) != (2,) or any(not v.is_integer() or v < 1 for v in numbers):
+        raise ValueError(f"{name}: expected {expected}, got {size_wh!r}")
     return int(numbers[0]), int(numbers[1])
 
 
 def _distortion(value: Any) -> Any:
     if value is None:
         return ()
-    array = as_float_array(value)
+    array = as_numbers("distortion", value)
     if not isinstance(array, Tensor) and array.ndim == 2 and 1 in array.shape:  # OpenCV's (1, D) and (D, 1)
         array = array.reshape(-1)
     if array.ndim < 1 or not bool(_all_finite(array)):

@@ -55,8 +55,8 @@ def solve_pnp(
         or a view that does not determine the pose), `ambiguous` (rival poses of comparable probability),
         `no_consensus` (no pose fits more points than chance would) or `not_converged`.
     Raises:
-        ValueError: shapes that do not match, covariances that are not positive definite, a camera that is
-            none.
+        ValueError: shapes that do not match, covariances that are not positive definite, a camera or options
+            that are none.
     Notes:
         Two weak-perspective starts are refined together by Levenberg-Marquardt. Where the better one leaves a
         point outside the gate, three-point poses are searched (`hypothesise`), and accepted if significant
@@ -64,6 +64,8 @@ def solve_pnp(
         and the camera through the implicit function theorem at the optimum, inliers held fixed; all else is
         detached.
     """
+    if not isinstance(options, PnPOptions):
+        raise ValueError(f"options: expected PnPOptions, got {type(options).__name__}")
     seed = seed_of(generator)
     if _is_plain(points_obj, points_px, camera, cov_px):
         data = points_obj[None], points_px[None], None if cov_px is None else cov_px[None], camera

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from geopose.geometry import rotation
-from geopose.geometry._arrays import Array, as_float_array, check_last, either
+from geopose.geometry._arrays import Array, as_float_array, as_numbers, check_last, either
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Pose:
     t: Array
 
     def __post_init__(self) -> None:
-        R, t = as_float_array(self.R), as_float_array(self.t)
+        R, t = as_numbers("R", self.R), as_numbers("t", self.t)
         check_last("R", R, 3, 3)
         check_last("t", t, 3)
         if isinstance(R, Tensor) != isinstance(t, Tensor):
@@ -51,7 +51,7 @@ class Pose:
     @classmethod
     def from_matrix(cls, matrix: Array) -> Pose:
         """The pose of homogeneous matrices (..., 4, 4), or (..., 3, 4); the last row is checked."""
-        matrix = as_float_array(matrix)
+        matrix = as_numbers("matrix", matrix)
         if matrix.shape[-2:] not in ((4, 4), (3, 4)):
             raise ValueError(f"matrix: expected shape (..., 4, 4) or (..., 3, 4), got {tuple(matrix.shape)}")
         if matrix.shape[-2] == 4:
@@ -68,7 +68,7 @@ class Pose:
 
         OpenCV's column vectors (3, 1) are accepted as well.
         """
-        rvec, tvec = as_float_array(rvec), as_float_array(tvec)
+        rvec, tvec = as_numbers("rvec", rvec), as_numbers("tvec", tvec)
         rvec = rvec[..., 0] if tuple(rvec.shape) == (3, 1) else rvec
         tvec = tvec[..., 0] if tuple(tvec.shape) == (3, 1) else tvec
         return cls(rotation.exp_so3(rvec), tvec)
