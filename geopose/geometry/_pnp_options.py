@@ -43,7 +43,7 @@ class PnPOptions:
             raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {self.kernel!r}")
         for name in ("noise_px", "gate_sigma", "kernel_sigma", "max_false_alarms", "tolerance"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or not value > 0:
+            if not isinstance(value, Real) or not float(value) > 0:
                 raise ValueError(f"{name}: expected a number above zero, got {value!r}")
         if self.noise_px == math.inf:
             raise ValueError("noise_px: expected a finite number of pixels, got inf")
