@@ -271,14 +271,19 @@ def learn(
     """
     died = None
     try:
-        _steps(learner, replay(loader), loss_fn, clock, until_s, device, after_step, half)
-    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-        if _is_lost_device(error):
-            raise RuntimeError(
-                f"the device {device} failed ({str(error).strip().splitlines()[0]}). The same command goes on from the "
-                "last saved state, once the device is back (a new process may do, else a restart of the machine), or "
-                "on the device 'cpu'"
-            ) from error
+        try:
+            _steps(learner, replay(loader), loss_fn, clock, until_s, device, after_step, half)
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            if _is_lost_device(error):
+                raise RuntimeError(
+                    f"the device {device} failed ({str(error).strip().splitlines()[0]}). The same command goes on from "
+                    "the last saved state, once the device is back (a new process may do, else a restart of the "
+                    "machine), or on the device 'cpu'"
+                ) from error
+            if not _is_death(error, loader):
+                raise
+            died = f"{type(error).__name__}: {error}"
+    except RuntimeError as error:  # torch's signal handler may raise while the pipe's error is looked at
         if not _is_death(error, loader):
             raise
         died = f"{type(error).__name__}: {error}"

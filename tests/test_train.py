@@ -225,6 +225,22 @@ def test_the_death_of_a_worker_is_put_in_words() -> None:
         fit.learn(blob_learner(), loader, blob_loss, StepClock(), 1e4, CPU, lambda *_: None)
 
 
+def test_a_death_that_torch_reports_twice_is_put_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the pipe, and by a signal handler that raises in the midst of what looks at the pipe's error."""
+
+    def broken_pipe(*_: object) -> None:
+        raise ConnectionResetError("Connection reset by peer")
+
+    def signalled(_: Exception) -> bool:
+        raise RuntimeError("DataLoader worker (pid 1) exited unexpectedly with exit code 9.")
+
+    monkeypatch.setattr(fit, "_steps", broken_pipe)
+    monkeypatch.setattr(fit, "_is_lost_device", signalled)
+    loader = fit.endless_loader(Blobs(), 4, 1, 0)
+    with pytest.raises(RuntimeError, match="a process that renders training pictures died"):
+        fit.learn(blob_learner(), loader, blob_loss, StepClock(), 1e4, CPU, lambda *_: None)
+
+
 def test_only_one_training_per_file(tmp_path: Path) -> None:
     out = tmp_path / "part.geopose"
     with train_state.training_lock(out) as lock:
