@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one; grey levels of more than eight bits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @contextmanager
@@ -46,3 +49,21 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def eight_bits(values: NDArray[np.float64], mode: str) -> NDArray[np.uint8]:
+    """Grey levels, those of floats in [0, 1] or as those of integers, of which the highest tells the number of bits:
+    8 or 16, or 10, 12 or 14 where 16 would be nearly black. `mode`: of PIL's picture; "F" holds floats.
+
+    Raises:
+        ValueError: where one of them is not finite.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError(f"img: expected finite values, got NaN or infinity in a picture of mode {mode!r}")
+    highest = values.max(initial=0)
+    if mode == "F" and highest <= 1:
+        return np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)
+    white = 65535.0
+    if highest < white / 8:
+        white = next(2.0**bits - 1 for bits in (8, 10, 12, 14) if highest < 2**bits)
+    return np.clip(values * (255 / white), 0, 255).astype(np.uint8)

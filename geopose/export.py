@@ -38,7 +38,8 @@ def export_onnx(model: str | Path, out: str | Path) -> list[Path]:
     import onnx
 
     nets, meta = checkpoint.load_nets(model)
-    side = int(meta["options"]["crop_size"])
+    with checkpoint.pose_model(model, meta):
+        side, said = meta["options"]["crop_size"], description(meta)
     files, written = {}, []
     for role, net in nets.items():
         path = Path(out) / f"{role}.onnx"
@@ -48,13 +49,14 @@ def export_onnx(model: str | Path, out: str | Path) -> list[Path]:
         files[role] = {"file": path.name, "input": "image", "outputs": list(names)}
         written.append(path)
     with atomic_path(Path(out) / MODEL_FILE) as temporary:
-        text = json.dumps(checkpoint.jsonable(description(meta, files)), indent=1, allow_nan=False)
+        text = json.dumps(checkpoint.jsonable(said | {"networks": files}), indent=1, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
     return [*written, Path(out) / MODEL_FILE]
 
 
-def description(meta: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
-    """What `model.json` says: how to cut, decode and calibrate, and which points of the object the keypoints are."""
+def description(meta: dict[str, Any]) -> dict[str, Any]:
+    """What `model.json` says beside the names of the files: how to cut, decode and calibrate, and which points of the
+    object the keypoints are."""
     options, calibration = meta["options"], meta.get("calibration") or {}
     mesh = meta.get("mesh") or {}
     return {
@@ -66,7 +68,7 @@ def description(meta: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
         "keypoints_m": meta["keypoints"],
         "symmetries": meta["symmetries"],
         "bounds_m": None if not mesh else [mesh["vertices"].min(0), mesh["vertices"].max(0)],
-        "networks": files,
+        "networks": {},
         "image": "float32 RGB in [0, 1], shape (B, 3, H, W); an integer pixel coordinate is the pixel's centre",
         "padding": round(255 * PADDING),
         "locator": {

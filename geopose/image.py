@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from geopose._io import eight_bits
 from geopose.geometry.camera import Camera
 
 Picture = NDArray[np.uint8]
@@ -74,7 +75,7 @@ def _upright(image: Image.Image) -> tuple[Image.Image, dict[int, Any]]:
 
 def _from_pil(image: Image.Image, tags: dict[int, Any]) -> tuple[Picture, Camera | None]:
     if image.mode.startswith("I") or image.mode == "F":
-        picture = np.repeat(_eight_bits(np.asarray(image, np.float64), image.mode)[..., None], 3, axis=2)
+        picture = np.repeat(eight_bits(np.asarray(image, np.float64), image.mode)[..., None], 3, axis=2)
     else:
         try:
             picture = np.asarray(image.convert("RGB"))
@@ -83,20 +84,6 @@ def _from_pil(image: Image.Image, tags: dict[int, Any]) -> tuple[Picture, Camera
                 f"img: expected a picture that can be RGB, got mode {image.mode!r} ({error})"
             ) from None
     return _checked(picture), _exif_camera(tags, (image.width, image.height))
-
-
-def _eight_bits(values: NDArray[np.float64], mode: str) -> Picture:
-    """Grey levels, those of floats in [0, 1] or as those of integers, of which the highest tells the number of bits:
-    8 or 16, or 10, 12 or 14 where 16 would be nearly black."""
-    if not np.isfinite(values).all():
-        raise ValueError(f"img: expected finite values, got NaN or infinity in a picture of mode {mode!r}")
-    highest = values.max(initial=0)
-    if mode == "F" and highest <= 1:
-        return np.round(255 * np.clip(values, 0, 1)).astype(np.uint8)
-    white = 65535.0
-    if highest < white / 8:
-        white = next(2.0**bits - 1 for bits in (8, 10, 12, 14) if highest < 2**bits)
-    return np.clip(values * (255 / white), 0, 255).astype(np.uint8)
 
 
 def _exif_camera(tags: dict[int, Any], size_wh: tuple[int, int]) -> Camera | None:

@@ -58,22 +58,23 @@ def recalibrate(
     meta = checkpoint.load_model(path)[1]
     if not 0 < minutes < 1e5:
         raise ValueError(f"minutes: got {minutes}, expected a positive number of minutes")
-    seed = int(meta["seed"]) if seed is None else seed
-    if seed < 0:
+    if seed is not None and seed < 0:
         raise ValueError(f"seed: got {seed}, expected a number >= 0")
+    with checkpoint.pose_model(path, meta):
+        seed = int(meta["seed"]) if seed is None else seed
+        known = {field.name for field in fields(TrainOptions)}
+        options = TrainOptions(**{name: value for name, value in meta["options"].items() if name in known})
+        symmetries = Symmetries.from_json(meta["symmetries"])
+        before = {name: meta[name] for name in ("calibration", "figures", "command")}
     warm_up()  # before the minutes begin
-    known = {field.name for field in fields(TrainOptions)}
-    options = TrainOptions(**{name: value for name, value in meta["options"].items() if name in known})
     if mesh_error is not None:
         options = replace(options, mesh_error=mesh_error)
     model = checkpoint.light_model(meta) if cad is None else checkpoint.full_model(meta, cad)
-    symmetries = Symmetries.from_json(meta["symmetries"])
     workers = default_workers() if workers is None else workers
 
     def renders(kind: str, number: int) -> Iterable[Any]:
-        dataset = SyntheticDataset(
-            model, meta["keypoints"], symmetries, options.pictures(), 1000 * seed + number, kind
-        )
+        pictures, own = options.pictures(), 1000 * seed + number
+        dataset = SyntheticDataset(model, meta["keypoints"], symmetries, pictures, own, kind)
         dataset[0]  # the bank of backgrounds is made here, once, for the processes forked from this one
         return endless_loader(dataset, 1 if kind == "scene" else 16, workers, 0)
 
@@ -94,15 +95,12 @@ def recalibrate(
             began,
             seconds,
             (_MOST_CROPS, _UNTIL_TIME_IS_UP, _UNTIL_TIME_IS_UP),
-            meta["calibration"] if covariance_only else None,
+            before["calibration"] if covariance_only else None,
         )
     if covariance_only:
-        figures, command = meta["figures"] | figures, command + " --covariance-only"
-    return checkpoint.rewrite(
-        path,
-        out,
-        {"calibration": calibration, "figures": figures, "command": f"{meta['command']} && {command}"},
-    )
+        figures, command = before["figures"] | figures, command + " --covariance-only"
+    command = f"{before['command']} && {command}"
+    return checkpoint.rewrite(path, out, {"calibration": calibration, "figures": figures, "command": command})
 
 
 class _Bar:

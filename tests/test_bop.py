@@ -20,6 +20,7 @@ from geopose.data.bop_write import BopWriter
 from geopose.data.clutter import BackgroundFolder, background, distractor
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
+from geopose.image import load_image
 
 CAMERA = Camera(60.0, 61.0, 31.0, 23.5, (64, 48))
 
@@ -378,3 +379,17 @@ def test_a_distractor_wears_the_paint_it_is_given() -> None:
         np.testing.assert_array_equal(plain[0], painted[0])
         assert {tuple(row) for row in painted[2]} <= {tuple(row) for row in paint}
         assert not (plain[2] == painted[2]).all()
+
+
+def test_grey_levels_of_sixteen_bits_are_those_that_estimates_see(
+    tmp_path: Path, brick: CadModel, rng: np.random.Generator
+) -> None:
+    """A dark photograph stays dark: nothing is stretched to the picture's own range."""
+    write_set(tmp_path, brick, rng, 1)
+    path = tmp_path / "test/000007/rgb/000000.png"
+    levels = np.full((48, 64), 9000, np.uint16)
+    levels[:10] = 30000
+    Image.fromarray(levels).save(path)
+    image, _ = read_bop(tmp_path).frames[0].load()
+    np.testing.assert_array_equal(image, load_image(path)[0])
+    assert image.min() == 9000 * 255 // 65535

@@ -105,6 +105,19 @@ def test_pixels_beyond_the_fold_have_no_ray():
     np.testing.assert_array_equal(barrel.normalise(px[1:2]), xy[1:2])
 
 
+def test_no_ray_is_mirrored(rng):
+    """Far beyond the fold the model shows the scene once more, turned by 180 degrees."""
+    for strength in rng.uniform(-0.6, -0.1, 50):
+        barrel = Camera(500, 500, 320, 240, (640, 480), (strength, 0.02, 0, 0))
+        px = rng.uniform(-600, 1300, (40, 2))
+        px[0] = 330, 250
+        xy = barrel.normalise(px)
+        seen = np.isfinite(xy).all(1)
+        assert seen[0]
+        assert (((px - [320, 240]) * xy).sum(1)[seen] >= 0).all()
+        np.testing.assert_allclose(barrel.project(barrel.unproject(px[seen])), px[seen], atol=1e-6)
+
+
 def test_batched_cameras(rng):
     Ks = np.stack([K, K * [[1.5], [1.2], [1]]])
     d = np.stack([DISTORTIONS[5], np.zeros(5)])

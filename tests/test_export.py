@@ -19,6 +19,7 @@ from geopose import cli
 from geopose.checkpoint import load_nets, model_of, save_model
 from geopose.data.sample import box_centre_size
 from geopose.estimate import PoseEstimator
+from geopose.export import export_onnx
 from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import rotation_error, translation_error
 from geopose.geometry.pnp import solve_pnp
@@ -85,8 +86,8 @@ def test_an_hourglass_and_a_model_without_refiner(tmp_path: Path) -> None:
     torch.manual_seed(1)
     hourglass = build_keypoint_net({"kind": "hourglass", "num_keypoints": 4, "stacks": 2, "features": 16})
     meta = {
-        "name": "toy", "content_hash": "0", "diameter": 1.0, "keypoints": np.zeros((4, 3)), "symmetries": {},
-        "options": {"crop_size": 64},
+        "name": "toy", "unit": "m", "content_hash": "0", "diameter": 1.0, "keypoints": np.eye(4, 3), "symmetries": {},
+        "options": {"crop_size": 64}, "mesh": {"vertices": np.eye(3), "faces": [[0, 1, 2]]},
     }  # fmt: skip
     path = save_model(tmp_path / "toy.geopose", {"keypoints": hourglass, "locator": Locator()}, meta)
     assert cli.main(["export", str(path), "--out", str(tmp_path / "out")]) == 0
@@ -106,6 +107,15 @@ def test_what_is_no_checkpoint_writes_nothing(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "bad.geopose").write_text("nothing")
     assert cli.main(["export", str(tmp_path / "bad.geopose"), "--out", str(tmp_path / "out")]) == 1
     assert "bad.geopose" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["symmetries", "content_hash"])
+def test_damaged_metadata_are_named_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    nets, meta = load_nets(model_of("xwing"))
+    damaged = save_model(tmp_path / "damaged.geopose", nets, {k: v for k, v in meta.items() if k != name})
+    with pytest.raises(ValueError, match=rf"damaged\.geopose: not the checkpoint .* hold no '{name}'"):
+        export_onnx(damaged, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

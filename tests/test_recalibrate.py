@@ -13,7 +13,7 @@ from safetensors import safe_open
 from geopose import cli
 from geopose.cad.model import CadModel, load_cad
 from geopose.calibrate import BEST_FEATURES
-from geopose.checkpoint import load_model, model_of, read_metadata
+from geopose.checkpoint import load_model, model_of, read_metadata, rewrite
 from geopose.data.synthetic import SyntheticDataset
 from geopose.recalibrate import recalibrate
 
@@ -153,3 +153,11 @@ def test_what_cannot_be_right_is_refused(trained: Path, tmp_path: Path) -> None:
         recalibrate(trained, mesh_error=0.5)
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         recalibrate(tmp_path / "none.geopose")
+
+
+def test_damaged_metadata_are_named(trained: Path, tmp_path: Path) -> None:
+    damaged = rewrite(trained, tmp_path / "damaged.geopose", {"options": {"minutes": 1}})
+    with pytest.raises(
+        ValueError, match=r"damaged\.geopose: not the checkpoint of a pose model: .*'crop_size'"
+    ):
+        recalibrate(damaged)

@@ -21,6 +21,7 @@ import trimesh
 from numpy.typing import NDArray
 from PIL import Image
 
+from geopose._io import eight_bits
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import project_to_so3
@@ -379,10 +380,8 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB. PIL, for it raises on a truncated file where OpenCV returns half a picture."""
     try:
         with Image.open(path) as picture:
-            if picture.mode.startswith("I"):  # 16 bits: stretched to the picture's own range
-                values = np.asarray(picture, np.float64)
-                grey = np.asarray(255 * values / max(float(values.max()), 1.0), np.uint8)
-                return np.repeat(grey[..., None], 3, -1)
+            if picture.mode.startswith("I") or picture.mode == "F":
+                return np.repeat(eight_bits(np.asarray(picture, np.float64), picture.mode)[..., None], 3, -1)
             return np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: not a readable picture ({error})") from None

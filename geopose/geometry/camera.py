@@ -394,7 +394,7 @@ def _undistort(target: Tensor, c: list[Tensor]) -> Tensor:
                 better, (2 * damping).clamp(max=1), torch.where(active, damping / 2, damping)
             )
         J = _distortion_jacobian(xy, detached)
-        _, det = _solve_2x2(J, xy)
-        ok = (error < 1e-9 * (1 + goal.norm(dim=-1, keepdim=True))) & (det[..., None] > 0)
+        near = (_solve_2x2(J, xy)[1] > 0) & (J[..., 0, 0] + J[..., 1, 1] > 0)  # not folded, not mirrored
+        ok = (error < 1e-9 * (1 + goal.norm(dim=-1, keepdim=True))) & near[..., None]
     step, _ = _solve_2x2(J, _distort(xy, c) - target)
     return torch.where(ok, xy - step, torch.full_like(xy, math.nan))
