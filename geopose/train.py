@@ -81,10 +81,7 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
     if Path(model.source).is_file() and out.exists() and out.samefile(model.source):
         raise ValueError(f"out: got {out}, which is the mesh itself, expected another file")
     if options.transfer is None:
-        transfer = bool(options.pretrained) and options.start is None
-        if transfer:
-            transfer = checkpoint.read_metadata(checkpoint.TRANSFERRED)["content_hash"] != model.content_hash
-        options = replace(options, transfer=transfer)
+        options = replace(options, transfer=bool(options.pretrained) and options.start is None)
     device = pick_device(options.device)
     workers = default_workers() if options.workers is None else options.workers
     with process_group(device) as (rank, world), cores_shared_with(workers):
@@ -126,10 +123,7 @@ class _Run:
         first: dict[str, Any] = {}
         self.before: dict[str, Any] = {"command": [], "minutes": 0.0, "images": {}}  # what the start had cost
         if stored is None and options.start is not None:
-            first, start_meta = self._first(options.start)
-            self.symmetries = Symmetries.from_json(start_meta["symmetries"])
-            self.keypoints = np.asarray(start_meta["keypoints"], float)
-            self.before = {k: start_meta[k] for k in self.before} | {"command": [start_meta["command"]]}
+            first = self._first(options.start)
         elif stored is None:
             self.symmetries = find_symmetries(model)
             self.keypoints = np.asarray(choose_keypoints(model, options.num_keypoints, self.symmetries))
@@ -172,19 +166,23 @@ class _Run:
         check_same_run(self.state_file, meta["identity"], self.identity)
         return meta, tensors
 
-    def _first(self, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Weights by role and metadata of the checkpoint to start from."""
+    def _first(self, path: str) -> dict[str, Any]:
+        """Weights by role of the checkpoint to start from, whose keypoints and symmetries are taken over."""
         weights, meta = checkpoint.load_model(path)
+        with checkpoint.pose_model(path, meta):
+            self.symmetries = Symmetries.from_json(meta["symmetries"])
+            self.keypoints = np.asarray(meta["keypoints"], float)
+            self.before = {k: meta[k] for k in self.before} | {"command": [meta["command"]]}
         if meta["content_hash"] != self.model.content_hash:
             raise ValueError(
                 f"start: {path} was trained on {meta['name']!r}, another mesh than {self.model.name!r}"
             )
         for name in ("network", "num_keypoints", "dense", "crop_scale"):
-            if meta["options"][name] != getattr(self.options, name):
+            if meta["options"].get(name) != getattr(self.options, name):
                 raise ValueError(
-                    f"start: {path} has {name}={meta['options'][name]!r}, expected {getattr(self.options, name)!r}"
+                    f"start: {path} has {name}={meta['options'].get(name)!r}, expected {getattr(self.options, name)!r}"
                 )
-        return weights, meta
+        return weights
 
     def _learner(self, role: str, weights: dict[str, Any] | None) -> Learner:
         o = self.options

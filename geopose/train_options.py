@@ -29,8 +29,8 @@ class TrainOptions:
         backgrounds: folder of photographs to put behind the object; None takes the built-in ones.
         network: "unet" or "hourglass".
         pretrained: start from ImageNet features; None: where the network has them (unet).
-        transfer: begin with the refiner of the X-wing that comes with geopose: comparing is much the same for all
-            objects; None: with `pretrained`, for any other mesh, unless there is a `start`.
+        transfer: begin with the refiner that comes with geopose, which has learned from made-up things: comparing is
+            much the same for all objects; None: with `pretrained`, unless there is a `start`.
         dense: also learn mask and object coordinates (unet).
         frozen_stride: encoder layers up to this stride (0, 2, 4, 8) stay as they are; None: 4 if pretrained, else 0.
         frozen_5x5: so do the encoder's 5x5 filters, whose gradients cost a quarter of a step; None: if pretrained.

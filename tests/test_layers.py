@@ -28,6 +28,7 @@ LAYER_OF = {
     "align": 3,
     "compare": 3,
     "posenet_train": 3,
+    "refiner_train": 3,
     "docking_train": 3,
     "docking_report": 3,
     "azimuth_train": 3,

@@ -58,7 +58,12 @@ def _sources() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in (ROOT / "geopose").rglob("*.py")}
 
 
-PACKAGE_DATA = {"geopose/py.typed", "geopose/weights/xwing.geopose", "geopose/pose_estimate.schema.json"}
+PACKAGE_DATA = {
+    "geopose/py.typed",
+    "geopose/weights/refiner.geopose",
+    "geopose/weights/xwing.geopose",
+    "geopose/pose_estimate.schema.json",
+}
 
 
 def test_source_archive(built: Path) -> None:

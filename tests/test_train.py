@@ -461,6 +461,8 @@ def test_a_whole_training_writes_a_model_that_estimates(
         train(model, tmp_path / "five.geopose", replace(further, num_keypoints=5))
     with pytest.raises(ValueError, match="another mesh"):
         train("car", tmp_path / "car.geopose", further)
+    with pytest.raises(ValueError, match=r"refiner\.geopose: not the checkpoint of a pose model"):
+        train(model, tmp_path / "five.geopose", replace(further, start=str(checkpoint.TRANSFERRED)))
 
 
 FAKE = """
@@ -626,7 +628,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert meta["images"]["keypoints"] == samples
 
 
-def test_another_object_begins_with_the_comparing_that_the_ship_taught(
+def test_a_training_begins_with_the_comparing_that_made_up_things_taught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[Any] = []
