@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from geopose import checkpoint
+from geopose import checkpoint, refiner_train
 from geopose.bench.common import write_json
 from geopose.cad.model import load_cad
 from geopose.cad.symmetry import Symmetries
@@ -70,8 +71,11 @@ def main() -> None:
     print(f"{'':24}{'refiner':>24}{'left, %':>10}{'log-likelihood':>16}")
     for name, pairs in sets.items():
         table[name] = {}
+        shown = [
+            pairs[i] for i in tqdm(range(refiner_train.JUDGED), name, unit="pair")
+        ]  # rendered once for all
         for path, net in refiners.items():
-            found = judge(net, pairs, torch.device("cpu"))
+            found = judge(net, shown, torch.device("cpu"))
             table[name][Path(path).name] = found
             print(
                 f"{name:24}{Path(path).name:>24}{100 * found['left']:10.2f}{-found['pose']:16.2f}", flush=True

@@ -162,15 +162,10 @@ def _learn(
     until_s = max(60.0 * options.minutes, clock.elapsed())
     loader = endless_loader(dataset, options.batch_size, workers, 0, pin=device.type == "cuda")
     progress = Progress(ROLE, clock.elapsed(), until_s, options.quiet)
-    recent: list[float] = []
 
     def after_step(learner: Learner, loss: float) -> None:
         now = clock.elapsed()
-        recent.append(loss)
-        last = learner.history[-1][0] if learner.history else 0.0
-        if now - last >= max(1.0, 60.0 * options.minutes / 500):
-            learner.history.append([round(now, 2), learner.samples, float(np.nanmean(recent))])
-            recent.clear()
+        learner.note(now, loss, max(1.0, 60.0 * options.minutes / 500))
         progress.show(now, learner.samples, loss)
 
     try:

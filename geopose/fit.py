@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -177,6 +178,7 @@ class Learner:
     done: bool = False
     history: list[list[float]] = field(default_factory=list)  # rows: clock s, samples, loss
     schedule: Callable[[float], float] = rate_at  # the rate over its peak, by the share of the time gone
+    _recent: list[float] = field(default_factory=list)  # losses since the last row
 
     def __post_init__(self) -> None:
         self.average = Average(self.net)
@@ -237,6 +239,14 @@ class Learner:
                 value = mine[key].to(parameter.device)
                 value = value if name == "step" else torch.empty_like(parameter).copy_(value)
                 self.optimiser.state[parameter][name] = value
+
+    def note(self, now_s: float, loss: float, every_s: float) -> None:
+        """Takes the loss of a step into the history, in which every row is the mean over `every_s` seconds."""
+        self._recent.append(loss)
+        last = self.history[-1][0] if self.history else self.begun_s or 0.0
+        if now_s - last >= every_s:
+            self.history.append([round(now_s, 2), self.samples, float(np.nanmean(self._recent))])
+            self._recent.clear()
 
     def finish(self) -> None:
         """Puts the averaged weights into the network and drops the rest."""

@@ -212,18 +212,13 @@ def _learn(
     phases = [PoseLossOptions(kind, options.beta) for kind in (first, options.loss)]
     loader = endless_loader(dataset, options.batch_size, options.workers, 0, pin=device.type == "cuda")
     progress = Progress(ROLE, begin_s, until_s, options.quiet)
-    recent: list[float] = []
 
     def loss_fn(out: Any, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         return posenet_loss(out, batch, phases[clock.elapsed() > 0.5 * (begin_s + until_s)])
 
     def after_step(learner: Learner, loss: float) -> None:
         now = clock.elapsed()
-        recent.append(loss)
-        last = learner.history[-1][0] if learner.history else 0.0
-        if now - last >= max(1.0, 60.0 * minutes / 500):
-            learner.history.append([round(now, 2), learner.samples, float(np.nanmean(recent))])
-            recent.clear()
+        learner.note(now, loss, max(1.0, 60.0 * minutes / 500))
         progress.show(now, learner.samples, loss)
 
     try:

@@ -9,6 +9,7 @@ some pictures is not seen again.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +34,7 @@ from geopose.geometry.refine import Reprojection, levenberg_marquardt
 from geopose.nets.backbone import keep_freed_memory
 from geopose.nets.losses import refiner_loss
 from geopose.nets.refiner import information
+from geopose.train import SAVE_EVERY_S
 from geopose.train_options import ALIKE
 from geopose.train_report import Progress, machine, plot_history, say
 from geopose.train_state import (
@@ -47,8 +49,7 @@ from geopose.train_state import (
 ROLE = "refiner"
 _EACH, _AT_ONCE = 48, 384  # pictures of a thing, and things that are shown in turn
 _MESH_ERROR = (0.005, 0.015)  # diameters, of every other thing
-_SAVE_EVERY_S = 40.0
-_JUDGED, _BATCH = 512, 16  # pairs of things that were never shown, and how many at once
+JUDGED, _BATCH = 512, 16  # pairs of things that were never shown, and how many at once
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,8 @@ def _learn(
     device: torch.device,
 ) -> Clock:
     """Trains the network in place until the minutes are over; the clock counts all sittings."""
-    identity = {
-        "minutes": options.minutes,
-        "seed": options.seed,
-        "before": before,
-        "batch_size": options.batch_size,
-    }
-    identity["learning_rate"] = options.learning_rate
+    names = ("minutes", "seed", "batch_size", "learning_rate")
+    identity = {"before": before} | {name: getattr(options, name) for name in names}
     clock, file = Clock(), state_path(out)
     data = read_state_bytes(file)
     learner.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -184,7 +180,7 @@ def _learn(
         return clock
     learner.begun_s, until_s = learner.begun_s or 0.0, 60 * options.minutes
     progress = Progress(ROLE, clock.elapsed(), until_s, options.quiet)
-    saved_s, recent = clock.elapsed(), []
+    saved_s = clock.elapsed()
 
     def save() -> None:
         meta = {"identity": identity, "learner": learner.meta(), "elapsed_s": clock.elapsed()}
@@ -193,12 +189,9 @@ def _learn(
     def after_step(learner: Learner, loss: float) -> None:
         nonlocal saved_s
         now = clock.elapsed()
-        recent.append(loss)
-        if now - (learner.history[-1][0] if learner.history else 0.0) >= max(2.0, until_s / 500):
-            learner.history.append([round(now, 2), learner.samples, float(np.nanmean(recent))])
-            recent.clear()
+        learner.note(now, loss, max(2.0, until_s / 500))
         progress.show(now, learner.samples, loss)
-        if now - saved_s >= _SAVE_EVERY_S:
+        if now - saved_s >= SAVE_EVERY_S:
             save()
             saved_s = now
 
@@ -214,8 +207,10 @@ def _learn(
     return clock
 
 
-def judge(net: nn.Module, pairs: Dataset[Any], device: torch.device, quiet: bool = False) -> dict[str, float]:
-    """What a refiner makes of the first pairs of a set (of kind "pair", see `SyntheticDataset`).
+def judge(
+    net: nn.Module, pairs: Dataset[Any] | Sequence[Any], device: torch.device, quiet: bool = False
+) -> dict[str, float]:
+    """What a refiner makes of the first JUDGED pairs of a set (of kind "pair", see `SyntheticDataset`).
 
     "left": the mean distance of the drawn points from where they belong after the one comparison, diameters, median
     over the pairs, whose guesses are some degrees and percent off; one in sixteen is altogether wrong. "nll", "flow",
@@ -224,7 +219,7 @@ def judge(net: nn.Module, pairs: Dataset[Any], device: torch.device, quiet: bool
     sums: dict[str, float] = {}
     left: list[float] = []
     net.eval()
-    for index in tqdm(range(0, _JUDGED, _BATCH), "judging", unit="batch", disable=quiet):
+    for index in tqdm(range(0, JUDGED, _BATCH), "judging", unit="batch", disable=quiet):
         batch = [pairs[index + i] for i in range(_BATCH)]
         targets = {k: torch.from_numpy(np.stack([b[k] for b in batch])).to(device) for k in batch[0]}
         with torch.inference_mode():
@@ -232,7 +227,7 @@ def judge(net: nn.Module, pairs: Dataset[Any], device: torch.device, quiet: bool
             parts = refiner_loss(out, targets)[1]
             weight = information(out.flatten(2), targets["drawn"].flatten(1))
         for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * _BATCH / _JUDGED
+            sums[name] = sums.get(name, 0.0) + float(value) * _BATCH / JUDGED
         flow = out[:, :2].flatten(2).cpu().double().numpy()
         left += [_left(*item) for item in zip(batch, flow, weight.cpu().double().numpy(), strict=True)]
     return {"left": float(np.median(left)), **sums}

@@ -146,7 +146,6 @@ class _Run:
         self.known: dict[str, Any] | None = stored[0].get("known") if stored is not None else None
         self.saved_s = self.clock.elapsed()
         self.progress: Progress | None = None
-        self._recent: list[float] = []
 
     @property
     def quiet(self) -> bool:
@@ -234,7 +233,6 @@ class _Run:
         workers = default_workers() if o.workers is None else o.workers
         dataset = self.dataset(kind)
         dataset[0]  # the bank of backgrounds is made here, once, for the processes forked from this one
-        self._recent.clear()
         loader = endless_loader(
             dataset, o.batch_size, workers, learner.samples, self.rank, self.world, self.device.type == "cuda"
         )
@@ -260,11 +258,7 @@ class _Run:
         if self.rank > 0:
             return
         now = self.clock.elapsed()
-        self._recent.append(loss)
-        last = learner.history[-1][0] if learner.history else learner.begun_s or 0.0
-        if now - last >= max(2.0, 60.0 * self.options.minutes / 500):
-            learner.history.append([round(now, 2), learner.samples, float(np.nanmean(self._recent))])
-            self._recent.clear()
+        learner.note(now, loss, max(2.0, 60.0 * self.options.minutes / 500))
         if self.progress is not None:
             self.progress.show(now, learner.samples, loss)
         if now - self.saved_s >= SAVE_EVERY_S:

@@ -21,7 +21,7 @@ def loaded() -> ModuleType:
 def test_every_refiner_is_judged_on_every_set(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(refiner_train, "_JUDGED", 16)
+    monkeypatch.setattr(refiner_train, "JUDGED", 16)
     out, own = tmp_path / "out.json", str(model_of("xwing"))
     monkeypatch.setattr(
         "sys.argv", ["comparing.py", "--refiner", own, "--roll", "-50", "50", "--json", str(out)]

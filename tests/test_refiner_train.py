@@ -58,7 +58,7 @@ def test_things_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_refiner_is_trained_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refiner_train, "_JUDGED", 16)
+    monkeypatch.setattr(refiner_train, "JUDGED", 16)
     start, out = model_of("xwing"), tmp_path / "things.geopose"
     options = RefinerOptions(minutes=0.05, seed=2, start=str(start), batch_size=2, workers=0, quiet=True)
     assert train_refiner(out, options) == out
@@ -75,7 +75,7 @@ def test_a_refiner_is_trained_and_judged(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refiner_train, "_JUDGED", 16)
+    monkeypatch.setattr(refiner_train, "JUDGED", 16)
     out, options = (
         tmp_path / "r.geopose",
         RefinerOptions(0.05, 2, str(model_of("xwing")), 2, workers=0, quiet=True),
@@ -98,7 +98,7 @@ def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_judgement_is_the_mean_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refiner_train, "_JUDGED", 32)
+    monkeypatch.setattr(refiner_train, "JUDGED", 32)
     net = refiner_train._learner(RefinerOptions(start=str(model_of("xwing"))))[0].net.eval()
     pairs = PairsOfThings(5)
     found = judge(net, pairs, torch.device("cpu"), quiet=True)

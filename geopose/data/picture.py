@@ -269,6 +269,16 @@ class PictureMaker:
         visible *= 1 - cover
 
 
+def waves(
+    generator: np.random.Generator, points: Array, unit: float, logs: tuple[float, float], count: int
+) -> Array:
+    """(V, count) random plane waves at points (V, 3), in [-1, 1]; `logs`: least and greatest natural logarithm of their
+    length in `unit`, which is in that of the points."""
+    turns = generator.normal(0, 1, (3, count))
+    turns *= 2 * np.pi / (np.linalg.norm(turns, axis=0) * unit * np.exp(generator.uniform(*logs, count)))
+    return np.asarray(np.sin(points @ turns + generator.uniform(0, 2 * np.pi, count)))
+
+
 def misshapen(generator: np.random.Generator, vertices: Array, error: float) -> Array:
     """(V, 3) the vertices of a thing that is not quite its mesh: moved along a few smooth waves, longer than half the
     thing, so that neighbours stay neighbours. How far is drawn, too: `error` is its root mean square, in the unit of
@@ -276,10 +286,7 @@ def misshapen(generator: np.random.Generator, vertices: Array, error: float) -> 
     """
     about = vertices - vertices.mean(0)
     longest = max(float(np.ptp(about, axis=0).max()), 1e-12)
-    turns = generator.normal(0, 1, (3, _WAVES))
-    turns *= 2 * np.pi / (np.linalg.norm(turns, axis=0) * longest * np.exp(generator.uniform(*_LONG, _WAVES)))
-    waves = np.sin(about @ turns + generator.uniform(0, 2 * np.pi, _WAVES))
-    moves = waves @ generator.normal(0, 1, (_WAVES, 3))
+    moves = waves(generator, about, longest, _LONG, _WAVES) @ generator.normal(0, 1, (_WAVES, 3))
     moves -= moves.mean(0)
     inertia = np.square(about).sum() * np.eye(3) - about.T @ about
     moves -= np.cross(np.linalg.pinv(inertia) @ np.cross(about, moves).sum(0), about)

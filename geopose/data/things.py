@@ -8,13 +8,13 @@ import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
-from geopose.cad.model import CadModel, load_cad
+from geopose.cad.model import BUILT_IN, CadModel, load_cad
 from geopose.data import clutter
+from geopose.data.picture import waves
 from geopose.data.textures import palette
 
 MOST_FACES = 2500
 _EDGES = (0.3, 0.2, 0.14, 0.1, 0.07)  # diameters; the finest that leaves few enough faces
-_GALLERY = ("xwing", "iss", "car")
 _GALLERY_SHARE = 0.1
 
 Vertices = NDArray[np.float64]
@@ -54,14 +54,12 @@ def _refined(part: trimesh.Trimesh, edge: float) -> trimesh.Trimesh:
     return trimesh.Trimesh(vertices, faces, process=False)
 
 
-def _waves(
+def _field(
     generator: np.random.Generator, points: Vertices, long: tuple[float, float], count: int
 ) -> Vertices:
     """(V,) a smooth field about as large as one, over waves of these lengths."""
-    turns = generator.normal(0, 1, (3, count))
-    length = np.exp(generator.uniform(np.log(long[0]), np.log(long[1]), count))
-    turns *= 2 * np.pi / (np.linalg.norm(turns, axis=0) * length)
-    field = np.sin(points @ turns + generator.uniform(0, 2 * np.pi, count)) @ generator.normal(0, 1, count)
+    logs = float(np.log(long[0])), float(np.log(long[1]))
+    field = waves(generator, points, 1.0, logs, count) @ generator.normal(0, 1, count)
     return np.asarray(field / np.sqrt(0.5 * count))
 
 
@@ -78,10 +76,10 @@ def _painted(generator: np.random.Generator, points: Vertices, part: NDArray[np.
         nearest = np.linalg.norm(points[:, None] - seeds, axis=2).argmin(1)
         paint = colors[nearest % len(colors)]
     else:
-        paint = colors[(_waves(generator, points, (0.15, 0.8), 2) > 0).astype(int)]
+        paint = colors[(_field(generator, points, (0.15, 0.8), 2) > 0).astype(int)]
     if generator.random() < 0.4:  # a marking
-        paint[_waves(generator, points, (0.3, 1.5), 4) > generator.uniform(0.8, 1.6)] = colors[-1]
-    shade = generator.uniform(0, 0.12) * _waves(generator, points, (0.08, 0.6), 12)
+        paint[_field(generator, points, (0.3, 1.5), 4) > generator.uniform(0.8, 1.6)] = colors[-1]
+    shade = generator.uniform(0, 0.12) * _field(generator, points, (0.08, 0.6), 12)
     return np.clip(paint * np.exp(shade)[:, None], 0.02, 1)
 
 
@@ -99,7 +97,7 @@ def made_up(generator: np.random.Generator) -> CadModel:
     part = np.repeat(np.arange(len(fine)), [len(p.vertices) for p in fine])
     whole = trimesh.util.concatenate(fine)
     if generator.random() < 0.5:  # grown, worn or scanned rather than built
-        swell = generator.uniform(0.005, 0.03) * _waves(generator, points, (0.12, 0.8), 10)
+        swell = generator.uniform(0.005, 0.03) * _field(generator, points, (0.12, 0.8), 10)
         points = points + whole.vertex_normals * swell[:, None]
     plain = generator.random() < 0.12
     paint = np.round(255 * _painted(generator, points, part)).astype(np.uint8)
@@ -113,7 +111,7 @@ def thing(seed: int, number: int) -> CadModel:
     """Thing `number` of a seed, always the same; one in ten is of the gallery."""
     generator = np.random.default_rng([seed, number])
     if generator.random() < _GALLERY_SHARE:
-        return load_cad(_GALLERY[generator.integers(len(_GALLERY))])
+        return load_cad(BUILT_IN[generator.integers(len(BUILT_IN))])
     while True:
         try:
             return made_up(generator)
