@@ -43,6 +43,11 @@ from geopose.train_state import (
 
 SAVE_EVERY_S = 40.0
 _FINAL_SHARE, _FINAL_MOST_S = 0.1, 480.0
+_SHARE_ANEW, _SHARE_TAKEN_OVER = (
+    0.3,
+    0.1,
+)  # of the time, for a refiner from nothing and for one that knows comparing
+_RATE_TAKEN_OVER = 0.2  # its learning rate over that of the others
 _MESH_FACES = 5000
 _ANY_TIME = ("workers", "device", "restart", "quiet")  # options that may change between two sittings
 
@@ -82,6 +87,8 @@ def train(cad: Any, out: str | Path, options: TrainOptions | None = None) -> Pat
         raise ValueError(f"out: got {out}, which is the mesh itself, expected another file")
     if options.transfer is None:
         options = replace(options, transfer=bool(options.pretrained) and options.start is None)
+    if options.refiner_share is None:
+        options = replace(options, refiner_share=_SHARE_TAKEN_OVER if options.transfer else _SHARE_ANEW)
     device = pick_device(options.device)
     workers = default_workers() if options.workers is None else options.workers
     with process_group(device) as (rank, world), cores_shared_with(workers):
@@ -127,7 +134,7 @@ class _Run:
         elif stored is None:
             self.symmetries = find_symmetries(model)
             self.keypoints = np.asarray(choose_keypoints(model, options.num_keypoints, self.symmetries))
-            if options.transfer and options.refiner_share > 0:
+            if options.transfer and options.refiner_share:
                 first = {"refiner": checkpoint.load_model(checkpoint.TRANSFERRED)[0]["refiner"]}
         else:
             self.symmetries = Symmetries.from_json(stored[0]["symmetries"])
@@ -135,7 +142,7 @@ class _Run:
             self.before = stored[0].get("before", self.before)
             self.clock = Clock(float(stored[0]["elapsed_s"]) + clock.elapsed())
         torch.manual_seed(options.seed)
-        roles = ["locator", "keypoints"] + ["refiner"] * (options.refiner_share > 0 or "refiner" in first)
+        roles = ["locator", "keypoints"] + ["refiner"] * bool(options.refiner_share or "refiner" in first)
         if stored is not None:
             roles = [role for role in ("locator", "keypoints", "refiner") if role in stored[0]["learners"]]
         self.learners = [self._learner(role, first.get(role)) for role in roles]
@@ -198,7 +205,8 @@ class _Run:
         net = checkpoint.build_net(role, net_options, weights=weights is None)
         if weights is not None:
             net.load_state_dict(weights, strict=True)
-        return Learner(role, net.to(self.device, memory_format=torch.channels_last), o.learning_rate)  # type: ignore[call-overload]
+        rate = o.learning_rate * (_RATE_TAKEN_OVER if role == "refiner" and o.transfer else 1.0)
+        return Learner(role, net.to(self.device, memory_format=torch.channels_last), rate)  # type: ignore[call-overload]
 
     def dataset(self, kind: str, seed_offset: int = 0) -> Dataset[Any]:
         """Pictures of a kind; training uses offset 0, calibration 1, judgement 2: no picture is in two of them."""
@@ -210,7 +218,7 @@ class _Run:
     def work(self) -> None:
         total = 60.0 * self.options.minutes
         training = total - _final_seconds(total)
-        locator, refiner = self.options.locator_share, self.options.refiner_share
+        locator, refiner = self.options.locator_share, self.options.refiner_share or 0.0
         plan: dict[str, tuple[str, Callable[..., Any], float]] = {
             "locator": ("window", locator_loss, locator),
             "keypoints": ("crop", keypoint_loss, max(1 - locator - refiner, 0.0)),

@@ -40,9 +40,11 @@ class TrainOptions:
         window_size: side of the locator's training windows, pixels, a multiple of 32.
         locator_share: share of the time that goes to the locator; with `start`, 0 leaves it as it is.
         refiner_share: share of the time that goes to the refiner, 0 for none (with `start`: as it is); what is left of
-            the time is the keypoint network's.
+            the time is the keypoint network's. None: 0.1 where the refiner has learned to compare before (`transfer`),
+            else 0.3.
         batch_size: pictures per step and process.
-        learning_rate: at its peak, of AdamW, for the encoder; the layers after it learn three times as fast.
+        learning_rate: at its peak, of AdamW, for the encoder; the layers after it learn three times as fast, a refiner
+            that is taken over (`transfer`) a fifth as fast.
         start: checkpoint of the same mesh and network whose weights and keypoints to start from: trains it further.
         seed: of everything random; a further training wants another.
         workers: processes that make pictures; None: one for two cores; 0: none, for debugging.
@@ -71,7 +73,7 @@ class TrainOptions:
     crop_scale: float = 1.5
     window_size: int = 160
     locator_share: float = 0.2
-    refiner_share: float = 0.3
+    refiner_share: float | None = None
     batch_size: int = 16
     learning_rate: float = 1e-3
     start: str | None = None
@@ -99,7 +101,7 @@ class TrainOptions:
                 "a share between 0 and 1 (0 only with start)",
             ),
             "refiner_share": (
-                0 <= self.refiner_share < 1 - self.locator_share + (self.start is not None) * 1e-9,
+                0 <= (self.refiner_share or 0) < 1 - self.locator_share + (self.start is not None) * 1e-9,
                 "a share that leaves the keypoint network some time (none only with start)",
             ),
             "batch_size": (self.batch_size >= 2, "at least 2"),

@@ -641,6 +641,21 @@ def test_a_training_begins_with_the_comparing_that_made_up_things_taught(
         torch.testing.assert_close(begun[name], known[name])
 
 
+@pytest.mark.parametrize(
+    ("pretrained", "share", "rate"), [(None, 0.1, 0.2), (False, 0.3, 1.0)], ids=["taken over", "from nothing"]
+)
+def test_a_refiner_that_knows_comparing_learns_more_slowly_and_for_less_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretrained: bool | None, share: float, rate: float
+) -> None:
+    runs: list[Any] = []
+    monkeypatch.setattr(sys.modules["geopose.train"]._Run, "work", lambda run: runs.append(run))
+    options = TrainOptions(minutes=0.01, learning_rate=0.004, **{**TINY, "pretrained": pretrained})
+    train(toy(), tmp_path / "toy.geopose", options)
+    assert runs[0].options.refiner_share == share
+    rates = {learner.role: learner.learning_rate for learner in runs[0].learners}
+    assert rates == pytest.approx({"locator": 0.004, "keypoints": 0.004, "refiner": rate * 0.004})
+
+
 def test_what_is_transferred_is_said_and_can_be_refused(tmp_path: Path) -> None:
     """By default with pretrained features alone; `command` makes the same network again."""
     options = TrainOptions(minutes=0.01, **{**TINY, "pretrained": None})
