@@ -103,6 +103,22 @@ def test_a_writer_continues_only_when_told(tmp_path: Path, brick: CadModel, rng:
     assert len(read_bop(tmp_path).frames) == 3
 
 
+def test_what_is_known_of_an_object_stays(tmp_path: Path, brick: CadModel) -> None:
+    """Somebody may have written its symmetries by hand."""
+    with BopWriter(tmp_path, split="train") as writer:
+        writer.add_model(4, brick, Symmetries.none())
+    info = tmp_path / "models" / "models_info.json"
+    by_hand = json.loads(info.read_text())
+    by_hand["4"]["symmetries_continuous"] = [{"axis": [0, 0, 1], "offset": [0, 0, 0]}]
+    info.write_text(json.dumps(by_hand))
+    with BopWriter(tmp_path, split="val") as writer:
+        writer.add_model(4, brick, Symmetries.none())
+        writer.add_model(5, brick)
+    after = json.loads(info.read_text())
+    assert after["4"] == by_hand["4"]
+    assert sorted(after) == ["4", "5"]
+
+
 def test_an_object_does_not_replace_another(tmp_path: Path, brick: CadModel) -> None:
     """The pictures of the first set would be judged by the mesh of the second."""
     other = CadModel.from_trimesh(trimesh.creation.box((0.2, 0.06, 0.04)), "other")

@@ -75,7 +75,8 @@ class BopWriter:
         return self.scene / f"scene_{name}.json"
 
     def add_model(self, obj_id: int, model: CadModel, symmetries: Symmetries | None = None) -> None:
-        """Write `models/obj_XXXXXX.ply` in millimetres and the object's line of models_info.json.
+        """Write `models/obj_XXXXXX.ply` in millimetres and the object's line of models_info.json, which stays as it is
+        where both are there.
 
         Raises:
             ValueError: where another mesh has that number already; nothing is written then.
@@ -84,11 +85,16 @@ class BopWriter:
         mesh = model.baked(_PAINTED_FACES).trimesh()  # models of the format have colours, no textures
         mesh.apply_scale(1 / MM)
         file, data = folder / f"obj_{obj_id:06d}.ply", mesh.export(file_type="ply")
-        if file.exists() and file.read_bytes() != data:
+        known = file.exists()
+        if known and file.read_bytes() != data:
             raise ValueError(
                 f"{file} is another mesh than {model.name!r}; choose another folder for this set"
             )
         self._points[obj_id] = model.vertices
+        path = folder / "models_info.json"
+        table = read_json(path) if path.exists() else {}
+        if known and str(obj_id) in table:  # perhaps with what somebody knows better
+            return
         with atomic_path(file) as temporary:
             temporary.write_bytes(data)
         low, size = model.bounds[0] / MM, model.extents / MM
@@ -97,8 +103,6 @@ class BopWriter:
         info |= {f"size_{a}": float(v) for a, v in zip("xyz", size, strict=True)}
         if symmetries is not None:
             info |= symmetries_info(symmetries)
-        path = folder / "models_info.json"
-        table = read_json(path) if path.exists() else {}
         _write_table(path, table | {str(obj_id): info})
 
     def add(
