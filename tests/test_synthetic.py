@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from geopose.cad.model import CadModel, load_cad
 from geopose.cad.render import facing
-from geopose.cad.shading import Material, random_lighting, shade
+from geopose.cad.shading import Lighting, Material, random_lighting, shade
 from geopose.cad.symmetry import Symmetries, find_symmetries
 from geopose.data import augment, clutter
 from geopose.data.picture import PictureMaker, SyntheticOptions, misshapen
@@ -457,3 +457,33 @@ def test_a_window_of_a_photograph_keeps_its_colours_where_they_are(size_wh: tupl
             if steps.size:
                 assert steps.min() >= -1 or steps.max() <= 1  # one way or mirrored
                 assert np.ptp(steps) <= 2 + 2 * np.abs(steps).mean() * 0.6
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("off", [1e-3, 3e-4, 1e-4, 3e-5])
+def test_light_from_right_behind_a_glossy_surface_makes_no_sparks(
+    off: float, rng: np.random.Generator
+) -> None:
+    """Half-way between the light and the eye is then next to nothing, all rounding (once inf, and not a number)."""
+    normals, one = rng.normal(size=(20_000, 3)), np.ones((1, 3), np.float32)
+    view = np.array([0.48, 0.6, -0.64])
+    normals *= np.sign(normals @ view)[:, None] / np.linalg.norm(normals, axis=1, keepdims=True)
+    behind = -view + off * rng.normal(size=(4, 3))
+    behind /= np.linalg.norm(behind, axis=1, keepdims=True)
+    black = np.zeros((1, 3), np.float32)
+    light = Lighting(
+        behind.astype(np.float32),
+        np.repeat(one, 4, 0),
+        one[0],
+        black[0],
+        black[0],
+        np.array([[0, -1, 0, 10]], np.float32),
+        black,
+    )
+    rays = np.repeat(-view[None], len(normals), 0).astype(np.float32)
+    seen = shade(
+        np.ones_like(rays), normals.astype(np.float32), rays, light, Material(0.5, 0.5, 200.0, 0.1, 0.0)
+    )
+    lit = np.maximum(normals @ behind.T, 0).sum(1)
+    assert (seen <= (0.5 * lit + 0.5 * (normals @ behind.T > 0).sum(1))[:, None] + 1e-3).all()
+    assert (seen >= 0).all()

@@ -146,7 +146,7 @@ def shade(
     tint = albedo * np.float32(material.metal) + np.float32(1 - material.metal)
     facing = np.einsum("ni,ni->n", view, normals)[:, None]
     half = np.sqrt(np.maximum(2 + 2 * view @ lighting.directions.T, 1e-9))  # of direction plus view
-    lobe = _power(np.maximum((slope + facing) / half, 1e-4), material.shininess)
+    lobe = _power(np.clip((slope + facing) / half, 1e-4, 1), material.shininess)  # a cosine, but for rounding
     lobe *= cosine > 0
     highlight = np.float32(material.specular) * (lobe @ lighting.colors)
     if material.mirror >= 0.02:
