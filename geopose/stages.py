@@ -84,11 +84,11 @@ def locate(net: nn.Module, picture: Picture, top: int) -> list[Candidate]:
 
 
 def glances(net: nn.Module, picture: Picture, top: int) -> Iterator[Iterable[Candidate]]:
-    """Candidates worth a look, best first, and in a second turn all others. First comes the best of the coarse picture,
-    if it is clear; where it is not `plain`, those follow that are nearly as good as the best of both pictures together:
-    the finer one is looked at when they are asked for."""
+    """Candidates worth a look, best first, and in a second turn all others. First comes the best of the coarse picture;
+    where it is not `plain`, those follow that are nearly as good as the best of both pictures together: the finer one
+    is looked at when they are asked for, which takes as long as four other looks."""
     coarse = _peaks(net, picture, LOCATOR_SIDE, top)
-    first, rest = [c for c in coarse[:1] if c.score > CLEAR], []
+    first, rest = coarse[:1], []
 
     def likely() -> Iterator[Candidate]:
         yield from first

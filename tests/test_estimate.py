@@ -251,7 +251,7 @@ def test_a_finer_picture_is_looked_at_where_the_coarse_one_misleads(
 
 
 def test_places_are_weighed_by_both_looks_where_one_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A place that is plain at once is taken; of several the clear best at once, then those which the finer picture
+    """A place that is plain at once is taken; of several the best at once, then those which the finer picture
     confirms, where they lie in it; it has its own, too."""
     picture = np.zeros((480, 640, 3), np.uint8)
 
@@ -268,7 +268,8 @@ def test_places_are_weighed_by_both_looks_where_one_is_not_enough(monkeypatch: p
         return turns, len(waiting)
 
     plain, doubtful = [at(100, 0.9), at(300, 0.44)], [at(100, 0.8), at(300, 0.6), at(400, 0.3)]
-    for coarse in plain, doubtful:
+    unclear = [at(100, 0.45), at(300, 0.4)]
+    for coarse in plain, doubtful, unclear:
         monkeypatch.setattr(
             stages,
             "_peaks",
@@ -280,16 +281,15 @@ def test_places_are_weighed_by_both_looks_where_one_is_not_enough(monkeypatch: p
     turns, _ = glances(doubtful, finer)
     # What is less than half as good as the best of both, in a turn of its own.
     assert turns == [[(100.0, 0.8), (302.0, 0.75)], [(500.0, 0.25), (400.0, 0.15)]]
-    unclear = [at(100, 0.45), at(300, 0.4)]
     turns, _ = glances(unclear, [at(302, 0.9), at(101, 0.55)])
-    assert turns == [[(302.0, 0.65), (101.0, 0.5)], []]  # each where it was seen best
+    assert turns == [[(100.0, 0.45), (302.0, 0.65), (101.0, 0.5)], []]  # each where it was seen best
     turns, _ = glances(doubtful, [at(102, 0.9)])
     assert turns == [
         [(100.0, 0.8), (102.0, 0.85)],
         [(300.0, 0.3), (400.0, 0.15)],
     ]  # a second time, where it is finer
     assert glances([], []) == ([[], []], 0)
-    assert glances([at(100, 0.3)], []) == ([[(100.0, 0.15)], []], 0)
+    assert glances([at(100, 0.3)], []) == ([[(100.0, 0.3)], []], 0)
     picture = picture[:300, :400]  # has no more to show
     assert glances(doubtful, finer) == ([[(100.0, 0.8), (300.0, 0.6)], [(400.0, 0.3)]], 1)
 
