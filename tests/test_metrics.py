@@ -107,6 +107,25 @@ def test_kinds(rng, name):
     assert PAIRWISE[name](poses[0], poses[0], None).shape == ()
 
 
+@pytest.mark.parametrize("name", PAIRWISE)
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_precisions_mix(rng, name, kind):
+    poses, other = random_poses(rng, 2), random_poses(rng, 2)
+    expected = PAIRWISE[name](poses, other, QUARTERS)
+    rough = Pose(poses.R.astype(np.float32), poses.t.astype(np.float32))
+    if kind == "torch":
+        rough, other = rough.torch(torch.float32), other.torch()
+    found = PAIRWISE[name](rough, other, QUARTERS)
+    assert found.dtype in (np.float64, torch.float64)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_no_poses_have_no_errors(rng, name):
+    none = random_poses(rng, 2)[:0]
+    assert PAIRWISE[name](none, none, QUARTERS).shape == (0,)
+
+
 def test_bad_symmetries(rng):
     pose = random_poses(rng, 1)
     for bad in (np.eye(4), np.eye(3)[None], np.zeros((0, 4, 4))):

@@ -110,6 +110,11 @@ def test_slope_of_a_kernel_is_its_derivative(kernel: str) -> None:
     assert robust(np.array([1e-9]), kernel, 2.0)[0][0] == pytest.approx(1e-9)
 
 
+def test_a_wide_cauchy_is_least_squares() -> None:
+    s = np.array([1e-3, 0.7, 30.0])
+    np.testing.assert_allclose(robust(s, "cauchy", 1e6)[0], s, rtol=1e-10)
+
+
 def test_unknown_kernel_is_named() -> None:
     with pytest.raises(ValueError, match="kernel.*'tukey'"):
         robust(np.ones(3), "tukey", 1.0)

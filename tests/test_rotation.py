@@ -157,6 +157,20 @@ def test_projection_keeps_a_nan_to_itself(rng):
     assert (R[[0, 2]] == alone[[0, 2]]).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_projection_of_half_precision(rng, dtype):
+    R = rotation.random_rotation((5,), rng)
+    found = rotation.project_to_so3(torch.tensor(R, dtype=dtype))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.double(), R, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", np.longdouble])
+def test_numbers_as_torch_does_not_have_them(rng, dtype):
+    v = rng.normal(size=(4, 3))
+    np.testing.assert_allclose(rotation.exp_so3(v.astype(dtype)), rotation.exp_so3(v), atol=1e-6)
+
+
 def test_procrustes_recovers_a_motion_and_agrees_with_scipy(rng):
     src, t = rng.standard_normal((6, 3)), np.array([0.3, -2.0, 5.0])
     R = rotation.random_rotation((), rng)

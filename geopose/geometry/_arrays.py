@@ -27,11 +27,15 @@ def is_array(value: Any) -> bool:
 
 
 def as_float_array(value: Any) -> Array:
-    """`value` as a floating-point array of its own kind; lists and numbers become numpy float64."""
+    """`value` as a floating-point array of its own kind; lists and numbers become numpy float64.
+
+    So do long doubles, which torch does not have; a foreign byte order becomes native.
+    """
     if isinstance(value, Tensor):
         return value if value.is_floating_point() else value.to(torch.float64)
     array = np.asarray(value)
-    return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
+    known = array.dtype.kind == "f" and array.dtype.itemsize <= 8
+    return array.astype(array.dtype.newbyteorder("=") if known else np.float64, copy=False)
 
 
 def as_numbers(name: str, value: Any, expected: str = "numbers") -> Array:
@@ -76,17 +80,30 @@ def _leaves(values: Iterable[Any]) -> list[Any]:
     return found
 
 
+def _is_pose(value: Any) -> bool:
+    return hasattr(value, "_array_leaves") and hasattr(value, "torch")
+
+
+def _common_dtype(values: Iterable[Any]) -> torch.dtype | None:
+    """What the tensors and poses among `values` promote to, numbers aside; None without any."""
+    arrays = _leaves(v for v in values if isinstance(v, Tensor) or _is_pose(v))
+    dtypes = [
+        x.dtype if isinstance(x, Tensor) else to_tensor(np.empty(0, x.dtype)).dtype for x in arrays if x.ndim
+    ]
+    return functools.reduce(torch.promote_types, dtypes) if dtypes else None
+
+
 def either(function: F) -> F:
     """`function`, written for tensors, taking numpy arrays and lists as well.
 
     Any tensor among the arguments (or inside a Pose or Camera) makes the result torch, otherwise it is numpy.
-    Arrays keep their dtype; integers count as float64.
+    Arrays and poses of several precisions all take the highest of them; integers count as float64.
     """
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        leaves = _leaves([*args, *kwargs.values()])
-        like = next((x for x in leaves if isinstance(x, Tensor)), None)
+        given = [*args, *kwargs.values()]
+        like = next((x for x in _leaves(given) if isinstance(x, Tensor)), None)
 
         def convert(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -97,7 +114,14 @@ def either(function: F) -> F:
                 return to_tensor(value, like)
             return value
 
-        result = function(*(convert(a) for a in args), **{k: convert(v) for k, v in kwargs.items()})
+        given = [convert(v) for v in given]
+        dtype = _common_dtype(given)
+        device = None if like is None else like.device
+        given = [
+            v.torch(dtype, device) if _is_pose(v) else v.to(dtype) if isinstance(v, Tensor) and v.ndim else v
+            for v in given
+        ]
+        result = function(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
         return result if like is not None else back_to_numpy(result)
 
     return wrapper  # type: ignore[return-value]

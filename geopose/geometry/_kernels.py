@@ -30,7 +30,7 @@ def robust(squared: Array, kernel: str, scale: float) -> tuple[Array, Array, Arr
         return xp.where(beyond, 2 * scale * root - c2, squared), scale / root, second
     q = 1 / (1 + squared / c2)
     if kernel == "cauchy":
-        return -c2 * xp.log(q), q, -q * q / c2
+        return c2 * xp.log1p(squared / c2), q, -q * q / c2
     if kernel == "geman_mcclure":
         return xp.where(xp.isfinite(squared), squared * q, c2), q * q, -2 / c2 * q * q * q
     raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")

@@ -30,13 +30,13 @@ VSD_DELTA = 0.015  # metres
 def add(est: Pose, gt: Pose, points: Array) -> Array:
     """Mean distance (...), metres, between the model's points under the two poses (Hinterstoisser, ACCV
     2012)."""
-    return safe_norm(_tensors(est).apply(points) - _tensors(gt).apply(points)).mean(-1)
+    return safe_norm(est.apply(points) - gt.apply(points)).mean(-1)
 
 
 @either
 def add_s(est: Pose, gt: Pose, points: Array) -> Array:
     """Mean distance (...), metres, from each true point to the nearest estimated one (ADD-S, ADI)."""
-    moved, target = torch.broadcast_tensors(_tensors(est).apply(points), _tensors(gt).apply(points))
+    moved, target = torch.broadcast_tensors(est.apply(points), gt.apply(points))
     flat_moved, flat_target = moved.flatten(0, -3) if moved.ndim > 2 else moved[None], target
     flat_target = target.flatten(0, -3) if target.ndim > 2 else target[None]
     errors = []
@@ -46,16 +46,14 @@ def add_s(est: Pose, gt: Pose, points: Array) -> Array:
             continue
         _, nearest = cKDTree(a.detach().cpu().numpy()).query(b.detach().cpu().numpy())
         errors.append(safe_norm(a[torch.as_tensor(nearest, device=a.device)] - b).mean())
-    return torch.stack(errors).reshape(moved.shape[:-2])
+    return torch.stack(errors).reshape(moved.shape[:-2]) if errors else moved.new_zeros(moved.shape[:-2])
 
 
 @either
 def mssd(est: Pose, gt: Pose, points: Array, symmetries: Array | None = None) -> Array:
     """Largest distance (...), metres, between the points, under the symmetry where it is least (BOP)."""
-    moved = _tensors(est).apply(points)
-    errors = (
-        safe_norm(moved - true.apply(points)).amax(-1) for true in _equivalent(_tensors(gt), symmetries)
-    )
+    moved = est.apply(points)
+    errors = (safe_norm(moved - true.apply(points)).amax(-1) for true in _equivalent(gt, symmetries))
     return functools.reduce(torch.minimum, errors)
 
 
@@ -65,9 +63,8 @@ def mspd(est: Pose, gt: Pose, points: Array, camera: Camera, symmetries: Array |
 
     Infinite where an estimated or true point lies behind the camera.
     """
-    est = _tensors(est)
     moved = camera.project(est.apply(points))
-    offsets = (moved - camera.project(true.apply(points)) for true in _equivalent(_tensors(gt), symmetries))
+    offsets = (moved - camera.project(true.apply(points)) for true in _equivalent(gt, symmetries))
     errors = (_behind_is_infinite(safe_norm(offset)).amax(-1) for offset in offsets)
     return _unless_nan(functools.reduce(torch.minimum, errors), est, gt)
 
@@ -79,7 +76,6 @@ def reprojection(est: Pose, gt: Pose, points: Array, camera: Camera) -> Array:
 
     Infinite where an estimated or true point lies behind the camera.
     """
-    est, gt = _tensors(est), _tensors(gt)
     distance = safe_norm(camera.project(est.apply(points)) - camera.project(gt.apply(points)))
     return _unless_nan(_behind_is_infinite(distance).mean(-1), est, gt)
 
@@ -128,16 +124,14 @@ def vsd(
 @either
 def rotation_error(est: Pose, gt: Pose, symmetries: Array | None = None) -> Array:
     """Angle (...), radians, between the rotations, least over the symmetries."""
-    est = _tensors(est)
-    angles = [geodesic_angle(est.R, true.R) for true in _equivalent(_tensors(gt), symmetries)]
+    angles = [geodesic_angle(est.R, true.R) for true in _equivalent(gt, symmetries)]
     return torch.stack(torch.broadcast_tensors(*angles)).amin(0)
 
 
 @either
 def translation_error(est: Pose, gt: Pose, symmetries: Array | None = None) -> Array:
     """Distance (...), metres, between the origins, least over the symmetries (one may move the origin)."""
-    est = _tensors(est)
-    lengths = [safe_norm(est.t - true.t) for true in _equivalent(_tensors(gt), symmetries)]
+    lengths = [safe_norm(est.t - true.t) for true in _equivalent(gt, symmetries)]
     return torch.stack(torch.broadcast_tensors(*lengths)).amin(0)
 
 
@@ -154,7 +148,7 @@ def cramer_rao(points_obj: Array, pose: Pose, camera: Camera, cov_px: Array | No
         and covariances that are not positive definite carry no information.
     """
     check_last("points_obj", points_obj, None, 3)
-    dtype, pose = points_obj.dtype, _tensors(pose).torch(torch.float64)
+    dtype, pose = points_obj.dtype, pose.torch(torch.float64)
     points = pose.apply(points_obj.double())
     _, J_point = camera.project_jacobian(points)
     eye = torch.eye(3, dtype=points.dtype, device=points.device).expand(*points.shape, 3)
@@ -172,11 +166,10 @@ def cramer_rao(points_obj: Array, pose: Pose, camera: Camera, cov_px: Array | No
 def expected_distance(covariance: Array, pose: Pose, points: Array) -> Array:
     """Root mean square distance (...), metres, of the model's points to where they are, when the pose's left tangent
     has this covariance (..., 6, 6): about the ADD to be expected."""
-    moved = _tensors(pose).apply(points)
-    left = torch.cat(
-        [torch.eye(3, dtype=moved.dtype).expand(*moved.shape, 3), -hat(moved)], -1
-    )  # (..., V, 3, 6)
-    squared = (left @ to_tensor(covariance)[..., None, :, :] * left).sum((-2, -1))
+    moved = pose.apply(points)
+    eye = torch.eye(3, dtype=moved.dtype, device=moved.device).expand(*moved.shape, 3)
+    left = torch.cat([eye, -hat(moved)], -1)  # (..., V, 3, 6)
+    squared = (left @ covariance[..., None, :, :] * left).sum((-2, -1))
     return squared.mean(-1).clamp_min(0).sqrt()
 
 
@@ -232,10 +225,6 @@ def recalls(errors: Array, thresholds: Array) -> np.ndarray:
     return (errors < np.asarray(as_float_array(thresholds)).reshape(1, -1)).mean(0)
 
 
-def _tensors(pose: Pose) -> Pose:
-    return pose if isinstance(pose.R, Tensor) else Pose(to_tensor(pose.R), to_tensor(pose.t))
-
-
 def _equivalent(pose: Pose, symmetries: Array | None) -> Iterator[Pose]:
     """`pose` followed by each symmetry of the object."""
     if symmetries is None:
@@ -254,7 +243,7 @@ def _behind_is_infinite(distance: Tensor) -> Tensor:
 
 def _unless_nan(error: Tensor, *poses: Pose) -> Tensor:
     """`error`, NaN again where a pose is not finite."""
-    for pose in map(_tensors, poses):
+    for pose in poses:
         finite = torch.isfinite(pose.t).all(-1) & torch.isfinite(pose.R).flatten(-2).all(-1)
         error = torch.where(finite, error, torch.full_like(error, torch.nan))
     return error

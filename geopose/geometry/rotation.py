@@ -172,6 +172,8 @@ def project_to_so3(M: Array) -> Array:
     leaves undefined; second derivatives are not provided.
     """
     check_last("M", M, 3, 3)
+    if M.dtype in (torch.float16, torch.bfloat16):  # there is no decomposition of these
+        return project_to_so3(M.float()).to(M.dtype)
     finite = torch.isfinite(M).all(-1).all(-1)[..., None, None]
     eye = torch.eye(3, dtype=M.dtype, device=M.device)
     safe = torch.where(finite, M, eye)
