@@ -115,7 +115,7 @@ def picture_and_camera(img: Any, camera: Camera | None) -> tuple[Picture, Camera
         return picture, guess, (note,)
     if not isinstance(camera, Camera):
         raise ValueError(f"camera: expected a Camera, got {type(camera).__name__}")
-    if camera.batch_shape or getattr(camera.distortion, "ndim", 1) > 1:
+    if camera.batch_shape:
         raise ValueError(
             f"camera: expected one camera, got a batch {camera.batch_shape}; index it: camera[0]"
         )

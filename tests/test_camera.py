@@ -133,6 +133,24 @@ def test_batched_cameras(rng):
         camera(0)[0]
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_distortions_of_many_make_many_cameras(rng, kind):
+    d = np.outer([1.0, 0.0, 2.0], DISTORTIONS[5])
+    many, points = Camera(600, 610, 320, 240, (640, 480), kind(d)), points_in_view(rng, (7,))
+    assert many.batch_shape == (3,)
+    for i in range(3):
+        single = Camera(600, 610, 320, 240, (640, 480), d[i])
+        np.testing.assert_allclose(many.project(points)[i], single.project(points), atol=1e-12)
+        np.testing.assert_allclose(many[i].project(points), single.project(points), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1)])
+def test_opencvs_rows_and_columns_are_flat_in_torch_too(rng, shape):
+    points, d = torch.tensor(points_in_view(rng, (4,))), DISTORTIONS[5]
+    px = Camera(600, 610, 320, 240, (640, 480), torch.tensor(d).reshape(shape)).project(points)
+    np.testing.assert_allclose(px, Camera(600, 610, 320, 240, (640, 480), d).project(points))
+
+
 def test_kinds_and_dtypes(rng):
     points = points_in_view(rng, (4,)).astype(np.float32)
     assert camera(5).project(points).dtype == np.float32

@@ -243,6 +243,15 @@ def test_shared_points_and_a_batch_of_cameras(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(result.pose.R, truth.R, atol=1e-7)
 
 
+def test_a_batch_of_distortions_shares_one_matrix(rng: np.random.Generator) -> None:
+    d = np.stack([DISTORTED.distortion, np.zeros(5)])
+    points, px, _ = scenes(rng, 8, 2)
+    both = solve_pnp(points, px, Camera(800, 790, 320, 240, (640, 480), d))
+    for i in range(2):
+        alone = solve_pnp(points[i], px[i], Camera(800, 790, 320, 240, (640, 480), d[i]))
+        np.testing.assert_allclose(both.pose.t[i], alone.pose.t, rtol=1e-9)
+
+
 def test_the_generator_decides_the_draws(rng: np.random.Generator) -> None:
     points, px, _ = scenes(rng, 40, 1)
     px[0, :24] = rng.uniform(0, 480, (24, 2))

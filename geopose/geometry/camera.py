@@ -54,14 +54,16 @@ class Camera:
     def __post_init__(self) -> None:
         for name in _FIELDS[:4]:
             as_numbers(name, getattr(self, name))
-        for name, value in zip(_FIELDS, _common(self.fx, self.fy, self.cx, self.cy), strict=False):
+        distortion = _distortion(self.distortion)
+        many = distortion.sum(-1) if is_array(distortion) and distortion.ndim > 1 else 0.0
+        for name, value in zip(_FIELDS, _common(self.fx, self.fy, self.cx, self.cy, many), strict=False):
             if not bool(_all_finite(value)):
                 raise ValueError(f"{name}: expected finite pixels, got {value}")
             if name in ("fx", "fy") and not bool(np.all(np.asarray(back_to_numpy(value)) > 0)):
                 raise ValueError(f"{name}: expected a positive focal length in pixels, got {value}")
             object.__setattr__(self, name, value)
         object.__setattr__(self, "size_wh", _size("size_wh", self.size_wh))
-        object.__setattr__(self, "distortion", _distortion(self.distortion))
+        object.__setattr__(self, "distortion", distortion)
         if not 0 <= as_numbers("focal_rel_std", self.focal_rel_std, "a number >= 0") < math.inf:
             raise ValueError(f"focal_rel_std: expected a number >= 0, got {self.focal_rel_std}")
 
@@ -137,8 +139,7 @@ class Camera:
     def project(self, points_cam: Array) -> Array:
         """Pixels (..., N, 2) of `points_cam` (..., N, 3), metres; NaN where z <= 0 or not finite.
 
-        With strong barrel distortion a point far outside the field of view folds back into the image, as it
-        does in OpenCV.
+        With strong barrel distortion a point far outside the view folds back into the image, as in OpenCV.
         """
         if isinstance(points_cam, np.ndarray) and isinstance(self.fx, float) and len(self.distortion) == 0:
             return _project(as_float_array(points_cam), self)  # torch takes many times as long
@@ -266,15 +267,16 @@ def _matrix(fx: Array, fy: Array, cx: Array, cy: Array) -> Array:
 
 def _common(*values: Any) -> list[Any]:
     """`values` as Python floats, or broadcast against each other where any has a dimension."""
-    like = next((v for v in values if isinstance(v, Tensor)), None)
-    if like is not None:
-        return list(torch.broadcast_tensors(*(to_tensor(v, to_tensor(like)).to(like.device) for v in values)))
-    if all(np.ndim(v) == 0 for v in values):
-        return [float(v) for v in values]
+    like = next((to_tensor(v) for v in values if isinstance(v, Tensor)), None)
     try:
+        if like is not None:
+            return list(torch.broadcast_tensors(*(to_tensor(v, like).to(like.device) for v in values)))
+        if all(np.ndim(v) == 0 for v in values):
+            return [float(v) for v in values]
         return [np.array(v) for v in np.broadcast_arrays(*(as_float_array(v) for v in values))]
-    except ValueError:
-        raise ValueError(f"fx, fy, cx, cy: shapes do not match: {[np.shape(v) for v in values]}") from None
+    except (ValueError, RuntimeError):
+        got = [tuple(np.shape(v)) for v in values]
+        raise ValueError(f"fx, fy, cx, cy, distortion: leading shapes do not match, got {got}") from None
 
 
 def _all_finite(value: Any) -> Any:
@@ -293,15 +295,13 @@ def _distortion(value: Any) -> Any:
     if value is None:
         return ()
     array = as_numbers("distortion", value)
-    if not isinstance(array, Tensor) and array.ndim == 2 and 1 in array.shape:  # OpenCV's (1, D) and (D, 1)
+    if array.ndim == 2 and 1 in array.shape:  # OpenCV's (1, D) and (D, 1)
         array = array.reshape(-1)
     if array.ndim < 1 or not bool(_all_finite(array)):
         raise ValueError(f"distortion: expected finite coefficients (..., D), got {value}")
     if array.shape[-1] == 14:
         if bool((array[..., 12:] != 0).any()):
-            raise ValueError(
-                "distortion: a tilted sensor (tauX, tauY) is not supported; expected at most 12 numbers"
-            )
+            raise ValueError("distortion: a tilted sensor (tauX, tauY) is not supported, at most 12 numbers")
         array = array[..., :12]
     if array.shape[-1] not in _COUNTS:
         raise ValueError(
