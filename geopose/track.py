@@ -112,11 +112,11 @@ class Tracker:
             step = time - self._time if np.isfinite(self._time) else step
             if not (np.isfinite(time) and step > 0):
                 raise ValueError(f"time: expected seconds after {self._time:g}, got {time}")
+        picture, given, notes = picture_and_camera(frame, self.camera)  # raises: such a frame takes no time
         self._time = time if time is not None else (self._time + step if np.isfinite(self._time) else 0.0)
         if self.options.independent:
             self.searched += 1
             return self.estimator.estimate(frame, self.camera)
-        picture, given, notes = picture_and_camera(frame, self.camera)
         # The same wrong focal length errs alike in all frames: no number of them averages it away.
         found = self._carry(picture, replace(given, focal_rel_std=0.0), step)
         found = with_focal(found, given, self.estimator.keypoints)

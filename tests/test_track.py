@@ -230,6 +230,15 @@ def test_time_must_pass() -> None:
             track.update(FRAME, time)
 
 
+@pytest.mark.parametrize("independent", [False, True])
+def test_a_frame_that_cannot_be_takes_no_time(independent: bool) -> None:
+    track = tracker(ok, independent=independent)
+    track.update(FRAME, 0.0)
+    with pytest.raises(ValueError, match="320x240, got one of 320x10"):
+        track.update(FRAME[:10], 1 / 30)
+    assert track.update(FRAME, 1 / 30).status == "ok"  # the same time once more, with the right picture
+
+
 # footage
 
 
