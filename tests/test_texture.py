@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import struct
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -163,3 +167,90 @@ def test_the_colour_that_is_said_is_in_the_pictures(tmp_path: Path) -> None:
     assert len(shown) == 6
     assert np.median([b - max(g, r) for b, g, r in shown]) > 30
     assert TrainOptions(color="blue").command("ring.stl", "r.geopose").endswith("--color blue")
+
+
+# Colours in files
+
+
+LINEAR = np.array([0.01, 0.2158605, 0.7])  # 0.0998, 0.5020 and 0.8544 in sRGB (IEC 61966-2-1)
+SRGB = np.array([0.0998, 0.5020, 0.8544])
+
+
+def write_gltf(path: Path, colors: np.ndarray, material: dict[str, Any] | None) -> Path:
+    """A box in one colour for each vertex, as the specification has it, in a .glb, or in a .gltf and a .bin."""
+    shape = trimesh.creation.box((0.1, 0.2, 0.3))
+    parts = [shape.vertices.astype("<f4"), shape.faces.astype("<u4"), colors]
+    ends = np.cumsum([0] + [p.nbytes for p in parts])
+    code = {"uint8": 5121, "uint16": 5123, "float32": 5126}[colors.dtype.name]
+    header: dict[str, Any] = {
+        "asset": {"version": "2.0", "generator": "by hand"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0, "COLOR_0": 2}, "indices": 1}]}],
+        "accessors": [
+            {"bufferView": 0, "componentType": 5126, "count": 8, "type": "VEC3"},
+            {"bufferView": 1, "componentType": 5125, "count": 36, "type": "SCALAR"},
+            {"bufferView": 2, "componentType": code, "count": 8, "type": "VEC4", "normalized": code != 5126},
+        ],
+        "bufferViews": [
+            {"buffer": 0, "byteOffset": int(a), "byteLength": int(b - a)} for a, b in pairwise(ends)
+        ],
+        "buffers": [{"byteLength": int(ends[-1])}],
+    }
+    if material is not None:
+        header["materials"] = [{"pbrMetallicRoughness": material}]
+        header["meshes"][0]["primitives"][0]["material"] = 0
+    blob = b"".join(p.tobytes() for p in parts)
+    if path.suffix == ".gltf":
+        header["buffers"][0]["uri"] = "box.bin"
+        path.with_name("box.bin").write_bytes(blob)
+        path.write_text(json.dumps(header))
+        return path
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 4)
+    sizes = (
+        struct.pack("<4sII", b"glTF", 2, 28 + len(text) + len(blob)),
+        struct.pack("<I4s", len(text), b"JSON"),
+    )
+    path.write_bytes(b"".join([*sizes, text, struct.pack("<I4s", len(blob), b"BIN\0"), blob]))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".gltf"])
+@pytest.mark.parametrize("material", [None, {"metallicFactor": 0.0}, {"baseColorFactor": [1, 1, 1, 1]}])
+@pytest.mark.parametrize("dtype", ["<f4", "<u2", "<u1"])
+def test_vertex_colours_of_a_gltf_are_linear(
+    tmp_path: Path, suffix: str, material: dict[str, Any] | None, dtype: str
+) -> None:
+    kind = np.dtype(dtype)
+    full = 1.0 if kind.kind == "f" else float(np.iinfo(kind).max)
+    shares = np.tile([*LINEAR, 1.0], (8, 1)) * full
+    colors = (shares if kind.kind == "f" else np.round(shares)).astype(kind)
+    model = load_cad(write_gltf(tmp_path / f"box{suffix}", colors, material))
+    assert model.colors is not None
+    step = 12.92 * 0.5 / full if full > 1 else 0.0  # half a step of the file, at its steepest
+    np.testing.assert_allclose(model.colors, np.broadcast_to(SRGB, model.colors.shape), atol=step + 1e-3)
+
+
+def test_colours_that_trimesh_has_written_come_back_as_they_were(tmp_path: Path) -> None:
+    shape = trimesh.creation.box((0.1, 0.2, 0.3))
+    shape.visual.vertex_colors = np.tile([10, 128, 250, 255], (8, 1)).astype(np.uint8)
+    shape.export(tmp_path / "box.glb")
+    colors = load_cad(tmp_path / "box.glb").colors
+    np.testing.assert_allclose(colors, np.broadcast_to(np.array([10, 128, 250]) / 255, colors.shape))
+
+
+@pytest.mark.parametrize(("top", "kind"), [(65535, "ushort"), (255, "ushort"), (255, "uchar"), (255, "int")])
+def test_colours_of_a_ply_of_any_number_of_bits(tmp_path: Path, top: int, kind: str) -> None:
+    rgb = " ".join(str(round(v * top)) for v in SRGB)
+    names = "".join(f"property {kind} {c}\n" for c in ("red", "green", "blue"))
+    places = ["0 0 0", "1 0 0", "0 1 0", "0 0 1"]
+    (tmp_path / "part.ply").write_text(
+        "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\n"
+        f"{names}element face 4\nproperty list uchar int vertex_indices\nend_header\n"
+        + "".join(f"{place} {rgb}\n" for place in places)
+        + "3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n"
+    )
+    colors = load_cad(tmp_path / "part.ply", "m").colors
+    np.testing.assert_allclose(colors, np.broadcast_to(SRGB, colors.shape), atol=0.5 / 255 + 1e-6)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import trimesh
@@ -118,7 +116,7 @@ def _material_look(part: _Part, visual: trimesh.visual.TextureVisuals) -> None:
     factor = getattr(material, "baseColorFactor", None)
     tint = np.ones(3)
     if factor is not None:  # glTF: linear; everything here is sRGB
-        tint = _srgb_from_linear(
+        tint = srgb_from_linear(
             np.asarray(factor, np.float64)[:3] / (255.0 if np.asarray(factor).dtype == np.uint8 else 1.0)
         )
     if image is None:
@@ -144,7 +142,7 @@ def _is_placeholder(material: object, image: object) -> bool:
     return getattr(image, "size", None) == (2, 2) and not getattr(material, "kwargs", True)
 
 
-def _srgb_from_linear(linear: NDArray) -> NDArray:
+def srgb_from_linear(linear: NDArray) -> NDArray:
     """sRGB transfer function of values in [0, 1] (IEC 61966-2-1)."""
     linear = np.clip(linear, 0.0, 1.0)
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -284,44 +282,6 @@ def transfer_colors(
     np.maximum.at(spread, index, np.abs(found - mean[index]).max(axis=1))
     agree = spread[index] < 0.1
     return np.where(agree[:, None], mean[index], found).reshape(-1, 3, 3)
-
-
-def missing_files(path: Path) -> list[str]:
-    """Notes on material files and images that an OBJ or a PLY names but that are not there under this name."""
-    if path.suffix.lower() == ".ply":
-        return _missing_textures(path, r"comment\s+texturefile")
-    if path.suffix.lower() != ".obj":
-        return []
-    notes = []
-    for name in _named(path, "mtllib"):
-        if (path.parent / name).is_file():
-            notes += _missing_textures(path.parent / name, "map_kd")
-        else:
-            notes.append(f"the material file {name!r} {_why(name)}: no colours from it")
-    return notes
-
-
-def _missing_textures(path: Path, key: str) -> list[str]:
-    """Notes on the images that follow `key` in a file and that are not there."""
-    lost = sorted({name for name in _named(path, key) if not (path.parent / name).is_file()})
-    return [f"the texture {name!r} {_why(name)}: plain colour instead" for name in lost]
-
-
-def _why(name: str) -> str:
-    odd = name.startswith("-") or "\\" in name  # what trimesh takes for a part of the name
-    return "was not understood (options and backslashes are not)" if odd else "is missing"
-
-
-def _named(path: Path, key: str) -> list[str]:
-    """What follows `key`, a regular expression, at the beginning of lines of a text file or of the header of a PLY."""
-    found = []
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.strip() == "end_header":
-                break
-            if match := re.match(rf"\s*{key}\s+(\S.*)", line, re.IGNORECASE):
-                found.append(match[1].strip())
-    return found
 
 
 def digest(

@@ -8,16 +8,16 @@ import warnings as python_warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
-from trimesh import Scene, Trimesh, available_formats, load_scene
+from trimesh import Scene, Trimesh
 from trimesh.visual import TextureVisuals
 
 from geopose.cad import appearance, mesh
+from geopose.cad._mesh_files import missing_files, read_scene
 
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}
 _SPELLINGS = {
@@ -278,45 +278,10 @@ def load_cad(
             f"{path}: no such file, and not one of the built-in objects {', '.join(BUILT_IN)}"
         )
     notes: list[str] = []
-    scene = _read(path, notes)
-    notes += appearance.missing_files(path)
+    scene = read_scene(path, notes)
+    notes += missing_files(path)
     settled = _settle_unit(scene, path.suffix.lower(), str(path), unit, notes)
     return CadModel.from_trimesh(scene, path.stem, settled, source=str(path), notes=tuple(notes))
-
-
-def _read(path: Path, notes: list[str]) -> Scene:
-    """The scene in `path`, nothing merged or repaired; only local files are touched."""
-    suffix = path.suffix.lower().lstrip(".")
-    known = sorted(available_formats())
-    if suffix not in known:
-        raise ValueError(
-            f"{path}: no reader for {path.suffix or 'a file without suffix'!r}; known: {', '.join(known)}"
-        )
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty")
-    source, kind = (_stl(path, notes), "stl") if suffix == "stl" else (path, None)
-    try:
-        return load_scene(source, kind, process=False, allow_remote=False)
-    except Exception as error:  # trimesh lets any error of its readers through
-        raise ValueError(
-            f"{path}: cannot be read as {suffix.upper()} ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _stl(path: Path, notes: list[str]) -> Path | BytesIO:
-    """What trimesh can read of an STL: the file, without what follows the faces that a binary one announces."""
-    with path.open("rb") as file:
-        content = file.read()
-    if b"\0" not in content[:84]:  # text
-        return path
-    if len(content) < 84:
-        raise ValueError(f"{path}: cut short: {len(content)} bytes, expected 84 and more of a binary STL")
-    count, there = int.from_bytes(content[80:84], "little"), (len(content) - 84) // 50
-    if there < count:
-        raise ValueError(f"{path}: cut short: {count} faces announced, {there} there")
-    if extra := len(content) - 84 - 50 * count:
-        notes.append(f"{extra} bytes after the {count} faces announced were left out")
-    return BytesIO(content[: 84 + 50 * count])
 
 
 def _metres_per(unit: str) -> float:
