@@ -26,6 +26,9 @@ DISTORTIONS = {
 }
 
 
+OPENCV_4X4 = "%YAML:1.0\n---\nK: [1, 0, 1, 0, 1, 1, 0, 0, 1]\nimage_width: 4\nimage_height: 4\n"
+
+
 def camera(count: int) -> Camera:
     return Camera.from_matrix(K, (640, 480), DISTORTIONS[count])
 
@@ -240,6 +243,8 @@ def test_bop_json(tmp_path: Path):
     [
         ("camera_matrix", "distortion_coefficients", "image_width", "image_height"),
         ("K", "dist", "width", "height"),
+        ("M1", "D1", "width", "height"),
+        ("K", "distortion", "width", "height"),
         ("cameraMatrix", "distCoeffs", "imageWidth", "imageHeight"),
     ],
 )
@@ -347,6 +352,13 @@ def test_colmap_with_several_cameras(tmp_path: Path):
             "a.yml",
             "%YAML:1.0\n---\nK: 5\nimage_width: 4\nimage_height: 4\n",
             "'camera_matrix': expected a matrix",
+        ),
+        ("a.yml", f"{OPENCV_4X4}fisheye_model: 1\nD: [0.1, 0, 0, 0]\n", "'fisheye_model'"),
+        ("a.yml", f"{OPENCV_4X4}dist_params: [0.1, 0, 0, 0]\n", "'dist_params' is not known"),
+        (
+            "a.json",
+            '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 1%s, "height": 4}' % (400 * "0"),
+            "too large",
         ),
         ("a.txt", "1 FISHEYE 4 4 1 1 1", "MODEL: 'FISHEYE'"),
         ("a.txt", "1 PINHOLE 4 4 1 1 1", "PARAMS: PINHOLE expects 4"),

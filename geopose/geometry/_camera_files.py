@@ -18,13 +18,10 @@ _JSON_NUMBERS = ("fx", "fy", "cx", "cy", "width", "height")
 _JSON_KNOWN = (*_JSON_NUMBERS, "distortion", "focal_rel_std", "depth_scale")
 _MATRIX_KEYS = ("camera_matrix", "K", "cameraMatrix", "Camera_Matrix", "intrinsic_matrix", "M1")
 _DISTORTION_KEYS = (
-    "distortion_coefficients",
-    "dist",
-    "distCoeffs",
-    "dist_coeffs",
-    "Distortion_Coefficients",
-    "D",
-)
+    "distortion_coefficients", "dist", "distCoeffs", "dist_coeffs", "Distortion_Coefficients", "D", "D1",
+    "distortion_coeffs", "distortion", "dist_coeff", "distCoeff", "dist_coefs",
+)  # fmt: skip
+_LIKE_DISTORTION = re.compile(r"(lens_?)?dist(?!ance)\w*", re.IGNORECASE)  # a name that is not passed over
 _WIDTH_KEYS = ("image_width", "image_Width", "imageWidth", "width")
 _HEIGHT_KEYS = ("image_height", "image_Height", "imageHeight", "height")
 _DEEPEST = 50  # levels of a YAML or XML file
@@ -55,7 +52,7 @@ def load_camera(path: str | os.PathLike[str], camera_id: int | None = None) -> C
         raise ValueError(
             f"expected .json, .yml, .yaml, .xml or COLMAP's cameras.txt, got {suffix or 'no suffix'!r}"
         )
-    except (ValueError, RecursionError, cv2.error) as error:
+    except (ValueError, OverflowError, RecursionError, cv2.error) as error:
         said = f"OpenCV cannot read a value ({error.err})" if isinstance(error, cv2.error) else error
         raise ValueError(f"camera file {path}: {said}") from error
 
@@ -157,6 +154,10 @@ def _from_opencv(path: Path) -> Camera:
         model = storage.getNode("distortion_model")
         if not model.empty() and model.string() not in ("plumb_bob", "rational_polynomial", "opencv", ""):
             raise ValueError(f"field 'distortion_model': {model.string()!r} is not supported")
+        if storage.getNode("fisheye_model").real():
+            raise ValueError(
+                "field 'fisheye_model': fisheye lenses are not supported; undistort the pictures first"
+            )
         found = {}
         for names in (_MATRIX_KEYS, _WIDTH_KEYS, _HEIGHT_KEYS):
             node = _find(storage, names)
@@ -168,6 +169,12 @@ def _from_opencv(path: Path) -> Camera:
             raise ValueError(f"field 'camera_matrix': expected 9 numbers, got {K.size}")
         size = tuple(found[name].real() for name in ("image_width", "image_height"))
         node = _find(storage, _DISTORTION_KEYS)
+        if node is None:
+            for name in filter(_LIKE_DISTORTION.fullmatch, storage.root().keys()):
+                if name != "distortion_model":
+                    raise ValueError(
+                        f"field {name!r} is not known; expected one of {', '.join(_DISTORTION_KEYS)}"
+                    )
         distortion = () if node is None else tuple(node_values("distortion_coefficients", node).ravel())
     finally:
         storage.release()
