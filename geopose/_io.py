@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,19 +19,25 @@ def atomic_path(path: str | os.PathLike[str], durable: bool = False) -> Iterator
 
     The temporary name keeps the suffix, so that writers which look at it (PIL, OpenCV) still work.
     Missing parent folders are made. With `durable`, not even a power cut leaves anything but the old file or the new
-    one: the disk holds the new file before it gets the name.
+    one: the disk holds the new file before it gets the name. What a link points to is replaced, not the link; the new
+    file has the rights of the old one. A device or a pipe is yielded as it is: it cannot be replaced.
 
     Raises:
         FileNotFoundError: where the block wrote nothing.
         OSError: what the system says of a full disk or a forbidden folder, naming `path`.
     """
-    target = Path(path)
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        yield Path(path)
+        return
+    target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
     try:
         yield temporary
         if durable:
             _sync(temporary, os.O_RDWR)
+        if target.exists():
+            shutil.copymode(target, temporary)
         os.replace(temporary, target)
         if durable:
             with suppress(OSError):  # not every system opens folders
@@ -38,7 +45,7 @@ def atomic_path(path: str | os.PathLike[str], durable: bool = False) -> Iterator
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
-        raise OSError(error.errno, error.strerror, str(target)) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

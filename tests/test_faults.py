@@ -330,6 +330,33 @@ def test_without_the_right_to_write_it_is_said_at_once(
     assert f"Permission denied: '{folder / 'a.csv'}'" in capfd.readouterr().err
 
 
+def test_a_link_leads_to_the_new_file_and_rights_stay(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.json", tmp_path / "cur.json"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to("real.json")
+    with atomic_path(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cur.json", "real.json"]
+
+
+@posix
+def test_pipes_are_written_into_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with atomic_path(pipe) as place:
+            place.write_text("said")
+        assert os.read(reader, 100) == b"said"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
 # a GPU that disappears
 
 
