@@ -67,8 +67,18 @@ def output_picture(text: str) -> str:
     from PIL import Image
 
     suffix = os.path.splitext(text)[1].lower()
-    if suffix not in Image.registered_extensions():
+    if Image.registered_extensions().get(suffix) not in ("PNG", "JPEG", "WEBP", "TIFF", "BMP"):
         raise argparse.ArgumentTypeError(f"{text!r} ends in {suffix!r}, expected .png or .jpg")
+    return output_file(text)
+
+
+def output_video(text: str) -> str:
+    """As `output_file`, for a video."""
+    from geopose.video import VIDEOS
+
+    suffix = os.path.splitext(text)[1].lower()
+    if suffix not in VIDEOS:
+        raise argparse.ArgumentTypeError(f"{text!r} ends in {suffix!r}, expected one of {', '.join(VIDEOS)}")
     return output_file(text)
 
 
@@ -93,16 +103,16 @@ def estimate(arguments: Arguments) -> int:
     from geopose.visualize import save_image
 
     found = _estimated(arguments)
-    if arguments.overlay:
-        drawn = load_image(arguments.photo)[0]
-        for each in found:
-            drawn = each.overlay(drawn)
-        save_image(drawn, arguments.overlay)
     if arguments.instances == 1:
         report(arguments, _estimate_text(found[0]), found[0].to_json())
     else:
         texts = [f"instance   {i} of {len(found)}\n{_estimate_text(each)}" for i, each in enumerate(found, 1)]
         report(arguments, "\n\n".join(texts), {"instances": [json.loads(each.to_json()) for each in found]})
+    if arguments.overlay:
+        drawn = load_image(arguments.photo)[0]
+        for each in found:
+            drawn = each.overlay(drawn)
+        save_image(drawn, arguments.overlay)
     return SUCCESS if any(each.status == "ok" for each in found) else NO_POSE
 
 
@@ -159,7 +169,7 @@ def track_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="video file, folder of pictures, or number of a camera (0, 1, ...)")
     parser.add_argument("--model", required=True, metavar="FILE", help="checkpoint")
     parser.add_argument(
-        "--out", metavar="FILE", type=output_file, help="video with the poses drawn on it (.mp4 or .avi)"
+        "--out", metavar="FILE", type=output_video, help="video with the poses drawn on it (.mp4 or .avi)"
     )
     parser.add_argument(
         "--csv",
@@ -189,9 +199,12 @@ def track(arguments: Arguments) -> int:
     estimator = PoseEstimator.load(arguments.model, arguments.device)
     footage = open_footage(arguments.source, arguments.fps, arguments.every_frame)
     camera = camera_from(arguments, lambda: footage.size_wh)
-    tracker = Tracker(estimator, camera, options_from(arguments, TrackOptions))
+    tracker = Tracker(estimator, camera or footage.camera, options_from(arguments, TrackOptions))
     tracked = track_footage(tracker, footage, arguments.out, arguments.csv, sys.stderr.isatty())
-    report(arguments, str(tracked), dataclasses.asdict(tracked))
+    told = ""
+    if camera is None and footage.camera is not None:
+        told = f"focal length {footage.camera.fx:.0f} px from EXIF of the first picture, give or take 3 %\n"
+    report(arguments, f"{told}{tracked}", dataclasses.asdict(tracked))
     if tracked.interrupted:
         return INTERRUPTED
     return SUCCESS if tracked.ok else NO_POSE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,12 +19,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from geopose._io import atomic_path
+from geopose.geometry.camera import Camera
 from geopose.image import load_image
 from geopose.result import PoseEstimate
 from geopose.track import Tracker
 
 Picture = NDArray[np.uint8]
 
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi")  # that can be written
 _FPS = 30.0  # of a folder, and of a source that does not say
 _UPPER = np.triu_indices(6)
 COLUMNS = (
@@ -36,23 +39,27 @@ and radians, left tangent."""
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture, when it was taken (seconds), and how many were dropped before it; `problem` if it cannot be read."""
+    """One picture, when it was taken (seconds), and how many were dropped before it; `problem` if it cannot be read;
+    the camera of its EXIF data."""
 
     number: int
     time: float
     picture: Picture | None
     dropped: int = 0
     problem: str = ""
+    camera: Camera | None = None
 
 
 @dataclass(frozen=True)
 class Footage:
-    """Frames of a source, all of one size, their rate, and how many they are (None: nobody knows)."""
+    """Frames of a source, all of one size, their rate, how many they are (None: nobody knows), and the camera that
+    the EXIF data of the first one tell of (None: they do not; only a folder's may)."""
 
     frames: Iterator[Frame]
     fps: float
     count: int | None
     size_wh: tuple[int, int]
+    camera: Camera | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ def open_footage(source: str | Path, fps: float | None = None, every_frame: bool
     """The Footage of a video file, a folder of pictures, or a camera's number.
 
     Args:
+        source: the pictures of a folder are taken by name, 2 before 10.
         fps: frames per second; None: what the file says, else 30. every_frame: of a camera, also the frames that it
             took while another was worked on; a file's are never dropped.
     Raises:
@@ -105,7 +113,10 @@ def open_footage(source: str | Path, fps: float | None = None, every_frame: bool
     path = Path(source)
     if path.is_dir():
         known = Image.registered_extensions()
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in known and not p.name.startswith("."))
+        there = (p for p in path.iterdir() if p.suffix.lower() in known and not p.name.startswith("."))
+        files = sorted(
+            there, key=lambda p: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", p.name)]
+        )
         if not files:
             raise ValueError(f"source: no pictures in the folder {str(path)!r}")
         return _footage(_of_folder(files, fps or _FPS), fps or _FPS, len(files), source)
@@ -132,7 +143,7 @@ def _footage(frames: Iterator[Frame], fps: float, count: int | None, source: str
         if frame.picture is not None:
             height, width = frame.picture.shape[:2]
             checked = (_of_size(f, (width, height)) for f in chain(begun, frames))
-            return Footage(checked, fps, count, (width, height))
+            return Footage(checked, fps, count, (width, height), frame.camera)
     why = f"; the first: {begun[0].problem}" if begun else ""
     raise ValueError(f"source: not one frame of {str(source)!r} can be read{why}")
 
@@ -148,7 +159,8 @@ def _of_size(frame: Frame, size_wh: tuple[int, int]) -> Frame:
 def _of_folder(files: list[Path], fps: float) -> Iterator[Frame]:
     for number, path in enumerate(files):
         try:
-            yield Frame(number, number / fps, load_image(path)[0])
+            picture, camera = load_image(path)
+            yield Frame(number, number / fps, picture, camera=camera)
         except (ValueError, OSError) as error:
             yield Frame(number, number / fps, None, problem=str(error))
 
@@ -263,13 +275,13 @@ def _text(path: str | Path) -> Iterator[IO[str]]:
 @contextmanager
 def _video(path: str | Path, fps: float, size_wh: tuple[int, int]) -> Iterator[cv2.VideoWriter]:
     """A writer of a video that appears whole: MPEG-4 for .mp4 and the like, motion JPEG for .avi."""
+    if Path(path).suffix.lower() not in VIDEOS:  # of some others OpenCV makes a file for each frame
+        raise ValueError(f"out: got {str(path)!r}, expected a name that ends in one of {', '.join(VIDEOS)}")
     code = "MJPG" if Path(path).suffix.lower() == ".avi" else "mp4v"
     with atomic_path(path) as temporary:
         writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*code), fps, size_wh)
         if not writer.isOpened():
-            raise ValueError(
-                f"out: OpenCV cannot write {str(path)!r}; expected a name that ends in .mp4 or .avi"
-            )
+            raise ValueError(f"out: OpenCV cannot write {str(path)!r} here; .avi may do")
         try:
             yield writer
         finally:

@@ -365,6 +365,8 @@ def test_errors_are_one_line_and_exit_code_1(
         ("estimate a.png --model m --camera nofx.json", 1, "field 'fx' is missing"),
         ("estimate a.png --model m --fov 500", 1, "--fov: expected degrees between 0 and 180, got 500"),
         ("estimate text --model XWING", 1, "is not a picture of a known format"),
+        ("estimate a.png --model m --overlay o.psd", 2, "--overlay: 'o.psd' ends in '.psd', expected"),
+        ("track v.mp4 --model m --out o.gif", 2, "--out: 'o.gif' ends in '.gif', expected one of .mp4"),
         ("estimate a.png --model m --overlay o.xyz", 2, "--overlay: 'o.xyz' ends in '.xyz', expected"),
         ("estimate a.png --model m --json folder", 2, "--json: 'folder' is a folder, expected the name"),
         ("evaluate d --model m --csv text/r.csv", 2, "--csv: 'text/r.csv' cannot be written: 'text' is"),

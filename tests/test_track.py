@@ -27,9 +27,10 @@ from geopose.geometry.camera import Camera
 from geopose.geometry.metrics import rotation_error, translation_error
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import exp_so3, hat
+from geopose.image import load_image
 from geopose.result import PoseEstimate
 from geopose.track import Tracker, TrackOptions
-from geopose.video import COLUMNS, open_footage, track_footage
+from geopose.video import COLUMNS, VIDEOS, open_footage, track_footage
 
 CAMERA = Camera(500.0, 500.0, 159.5, 119.5, (320, 240))
 BRICK = CadModel.from_trimesh(trimesh.creation.box((0.2, 0.1, 0.06)), "brick")
@@ -380,10 +381,51 @@ def test_what_is_no_footage_is_named(tmp_path: Path, source: str, words: str) ->
         open_footage(tmp_path / source)
 
 
-def test_a_format_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    footage = open_footage(write_frames(tmp_path / "frames", 1))
-    with pytest.raises(ValueError, match=r"o\.nonsense"):
-        track_footage(tracker(ok), footage, tmp_path / "o.nonsense")
+@pytest.mark.parametrize("name", ["o.nonsense", "o.gif", "o.webp", "o.png"])
+def test_a_format_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    footage = open_footage(write_frames(tmp_path / "frames", 2))
+    with pytest.raises(ValueError, match=rf"{name}.*\.mp4"):
+        track_footage(tracker(ok), footage, tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["frames"]
+
+
+@pytest.mark.parametrize("suffix", VIDEOS)
+def test_formats_that_can_be_written_are_read_again(tmp_path: Path, suffix: str) -> None:
+    footage = open_footage(write_frames(tmp_path / "frames", 3))
+    track_footage(tracker(ok), footage, tmp_path / f"o{suffix}")
+    assert count_frames(tmp_path / f"o{suffix}") == 3
+
+
+def test_pictures_of_a_folder_follow_by_number(tmp_path: Path) -> None:
+    for number in (0, 1, 2, 9, 10, 11, 100):
+        Image.new("RGB", (32, 24), (number, 0, 0)).save(tmp_path / f"take2_{number}.png")
+    shown = [int(f.picture[0, 0, 0]) for f in open_footage(tmp_path).frames]  # type: ignore[index]
+    assert shown == [0, 1, 2, 9, 10, 11, 100]
+
+
+def test_the_focal_length_of_a_folder_is_that_of_its_exif(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 35
+    folder = write_frames(tmp_path / "frames", 2)
+    for path in list(folder.iterdir()):
+        Image.open(path).save(path.with_suffix(".jpg"), exif=exif)
+        path.unlink()
+    first = next(iter(sorted(folder.iterdir())))
+    expected = load_image(first)[1]
+    assert expected is not None
+    assert open_footage(folder).camera.fx == expected.fx  # type: ignore[union-attr]
+
+    class Seeing(Scripted):
+        def estimate(self, img: Any, camera: Camera | None = None, box: Any = None) -> PoseEstimate:
+            assert camera is not None
+            assert camera.fx == expected.fx
+            return super().estimate(img, camera, box)
+
+    monkeypatch.setattr(PoseEstimator, "load", lambda path, device=None: Seeing(ok))
+    assert cli.main(["track", str(folder), "--model", "m"]) == 0
+    assert "from EXIF" in capsys.readouterr().out
 
 
 def test_the_command(
