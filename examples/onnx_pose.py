@@ -1,8 +1,7 @@
 """A pose with onnxruntime, NumPy and OpenCV alone, from the files that `geopose export` writes.
 
 geopose export part.geopose --out part_onnx
-python onnx_pose.py part_onnx photo.jpg 800          # 800: the focal length in pixels
-"""
+python onnx_pose.py part_onnx photo.jpg 800          # 800: the focal length in pixels"""
 
 import json
 import sys
@@ -54,6 +53,7 @@ def pose(folder, image, K):  # rotation vector, translation in metres (camera: r
 
 
 if __name__ == "__main__":
-    picture, f = cv2.cvtColor(cv2.imread(sys.argv[2]), cv2.COLOR_BGR2RGB), float(sys.argv[3])
-    centre = (np.array(picture.shape[1::-1]) - 1) / 2
-    print(*pose(sys.argv[1], picture, np.array([[f, 0, centre[0]], [0, f, centre[1]], [0, 0, 1]])))
+    folder, photo, f = sys.argv[1:] if len(sys.argv) == 4 else sys.exit(__doc__)
+    picture = cv2.cvtColor(cv2.imread(photo), cv2.COLOR_BGR2RGB)
+    x, y = (np.array(picture.shape[1::-1]) - 1) / 2
+    print(*pose(folder, picture, np.array([[float(f), 0, x], [0, float(f), y], [0, 0, 1]])))

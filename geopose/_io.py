@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one; grey levels of more than eight bits."""
+"""Writing files so that a reader never sees half of one; names of folders; grey levels of more than eight bits."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_folder_name(text: str) -> bool:
+    """Whether it names a folder within another, and neither that itself nor one elsewhere."""
+    return text not in ("", "..") and Path(text).name == text
 
 
 def eight_bits(values: NDArray[np.float64], mode: str) -> NDArray[np.uint8]:

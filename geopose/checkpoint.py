@@ -14,7 +14,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -307,12 +307,14 @@ def find_model(content_hash: str) -> Path | None:
     models that come with the package. Files that are not readable checkpoints are passed over.
     """
     for folder in (cache_dir(), _BUILT_IN):
-        for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: (-p.stat().st_mtime, p.name)):
-            try:
+        dated = []
+        for path in folder.glob(f"*{SUFFIX}"):
+            with suppress(OSError):  # a link to nothing, or one that another process has just replaced
+                dated.append((-path.stat().st_mtime, path.name, path))
+        for *_, path in sorted(dated):
+            with suppress(ValueError, OSError):
                 if read_metadata(path).get("content_hash") == content_hash:
                     return path
-            except ValueError:
-                continue
     return None
 
 

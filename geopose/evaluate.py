@@ -197,7 +197,8 @@ def _object(dataset: BopDataset, obj_id: int | None) -> BopObject:
             raise ValueError(f"obj_id: the set has targets of objects {asked}; choose one")
         obj_id = asked[0]
     if obj_id not in dataset.objects:
-        raise ValueError(f"obj_id: expected one of {sorted(dataset.objects)}, got {obj_id}")
+        known = sorted(dataset.objects) or f"those in models/models_info.json, which {dataset.root} lacks"
+        raise ValueError(f"obj_id: expected one of {known}, got {obj_id}")
     return dataset.objects[obj_id]
 
 
@@ -282,10 +283,10 @@ def _run(job: _Job, frames: Sequence[BopFrame], progress: bool) -> _Share:
         if given is None:
             rows = score(estimates, truths, target, seconds, depth)
         else:
-            alone = (
-                score([e], [t], target, seconds, depth)[0] for e, t in zip(estimates, truths, strict=True)
-            )
-            rows = [replace(row, instance=i, estimate=i) for i, row in enumerate(alone)]
+            rows = [
+                replace(score(own, [t], target, seconds, depth)[0], instance=i, estimate=i if own else -1)
+                for i, (own, t) in enumerate(zip(([e] if e else [] for e in estimates), truths, strict=True))
+            ]
         share.scores.extend(rows)
         share.frames[frame.scene_id, frame.im_id] = frame
         for row, truth in zip(rows, truths, strict=True):
@@ -319,7 +320,8 @@ def _estimate(
     boxes: list[NDArray[np.float64]] | None,
 ) -> list[Any]:
     if boxes is not None:
-        return [estimator.estimate(image, camera=camera, box=box) for box in boxes]
+        seen = [box if np.isfinite(box).all() else None for box in boxes]  # not where it is behind the camera
+        return [b if b is None else estimator.estimate(image, camera=camera, box=b) for b in seen]
     if count == 1:
         return [estimator.estimate(image, camera=camera)]
     return sorted(
@@ -329,7 +331,7 @@ def _estimate(
 
 def _result_rows(frame: BopFrame, obj_id: int, estimates: Sequence[Any]) -> Iterator[list[Any]]:
     for e in estimates:
-        if e.pose is not None and np.isfinite(np.asarray(e.pose.matrix)).all():
+        if e is not None and e.pose is not None and np.isfinite(np.asarray(e.pose.matrix)).all():
             matrix = np.asarray(e.pose.numpy().matrix).tolist()
             yield [frame.scene_id, frame.im_id, obj_id, float(e.confidence), matrix]
 

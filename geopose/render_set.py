@@ -45,6 +45,8 @@ def render_set(
     """
     if count < 1:
         raise ValueError(f"count: expected at least 1, got {count}")
+    if seed < 0:
+        raise ValueError(f"seed: expected at least 0, got {seed}")
     out = Path(out)
     rank, world = rank_world()
     symmetries = find_symmetries(model)

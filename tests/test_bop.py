@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -194,6 +195,35 @@ def test_scene_split_and_root_read_the_same(
         assert 4 in dataset.objects
 
 
+def test_a_set_is_read_from_within(
+    tmp_path: Path, brick: CadModel, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(tmp_path, brick, rng, 1)
+    for path in (tmp_path, tmp_path / "test", tmp_path / "test" / "000007"):
+        monkeypatch.chdir(path)
+        dataset = read_bop(".")
+        assert (dataset.root, dataset.split, len(dataset.frames)) == (tmp_path, "test", 1)
+        assert 4 in dataset.objects
+
+
+@pytest.mark.parametrize("split", ["", "..", "a/b", "/tmp/elsewhere"])
+def test_a_split_is_a_folder_of_the_set(tmp_path: Path, split: str) -> None:
+    with pytest.raises(ValueError, match="split: expected the name of a folder"):
+        BopWriter(tmp_path / "set", split=split)
+    with pytest.raises(ValueError, match="split: expected the name of a folder"):
+        read_bop(tmp_path, split)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_is_too_large_is_no_readable_picture(
+    tmp_path: Path, brick: CadModel, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(tmp_path, brick, rng, 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
+    with pytest.raises(ValueError, match=r"000000\.png: not a readable picture"):
+        read_bop(tmp_path).frames[0].load()
+
+
 def test_other_splits_grey_and_jpeg(tmp_path: Path, brick: CadModel, rng: np.random.Generator) -> None:
     write_set(tmp_path, brick, rng, 1)
     (tmp_path / "test").rename(tmp_path / "test_primesense")
@@ -281,6 +311,23 @@ def test_continuous_symmetries_are_cut_into_steps() -> None:
     np.testing.assert_allclose(found[:315] @ on_axis, np.tile(on_axis, (315, 1)), atol=1e-12)
     with pytest.raises(ValueError, match="axis"):
         bop_symmetries({"symmetries_continuous": [{"axis": [0, 0, 1]}]})
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        ({"symmetries_discrete": None, "symmetries_continuous": None}, None),
+        ({"symmetries_discrete": 5}, "x: symmetries_discrete should be a list"),
+        ({"symmetries_continuous": [[0, 0, 1]]}, "x: symmetries_continuous needs an axis"),
+        ({"symmetries_continuous": [{"axis": None}]}, "x: symmetries_continuous needs an axis"),
+    ],
+)
+def test_symmetries_that_are_none(info: dict[str, Any], said: str | None) -> None:
+    if said is None:
+        np.testing.assert_array_equal(bop_symmetries(info, "x"), np.eye(4)[None])
+        return
+    with pytest.raises(ValueError, match=said):
+        bop_symmetries(info, "x")
 
 
 def test_not_a_data_set(tmp_path: Path) -> None:

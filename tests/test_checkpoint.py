@@ -238,6 +238,8 @@ def test_an_estimator_names_the_file_with_wrong_metadata(tmp_path: Path) -> None
 def test_models_are_found_by_content_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEOPOSE_CACHE", str(tmp_path))
     assert checkpoint.cache_dir() == tmp_path
+    (tmp_path / "gone.geopose").symlink_to("nowhere.geopose")
+    (tmp_path / "folder.geopose").mkdir()
     assert checkpoint.find_model("ab" * 32) is None
     (tmp_path / "junk.geopose").write_bytes(b"junk")
     path = checkpoint.cached_path("my part/1", "ab" * 32)

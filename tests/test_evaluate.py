@@ -555,6 +555,24 @@ def test_true_boxes_are_a_task_of_their_own(bop: Path, tmp_path: Path) -> None:
     assert f"{csv} was made with TRUE BOXES: it is no submission" in said
 
 
+def test_an_object_behind_the_camera_has_no_true_box(bop: Path) -> None:
+    file = bop / "test" / "000003" / "scene_gt.json"
+    table = json.loads(file.read_text())
+    table["4"][0]["cam_t_m2c"][2] *= -1
+    file.write_text(json.dumps(table))
+    evaluation = evaluate_bop(bop, 1, Oracle(bop), boxes="gt")
+    found = {(s.im_id, s.instance): s.estimate for s in evaluation.scores}
+    assert found.pop((4, 0)) == -1
+    assert set(found.values()) == {0, 1}
+    assert evaluation.summaries[1].ar == pytest.approx(6 / 7)
+
+
+def test_a_set_without_models_says_so(bop: Path) -> None:
+    (bop / "models" / "models_info.json").unlink()
+    with pytest.raises(ValueError, match=r"obj_id: .*models_info\.json, which .*toys lacks, got 1"):
+        evaluate_bop(bop, 1, Oracle(bop))
+
+
 def cast_depth(pose: Pose) -> NDArray[np.float64]:
     """Depth of the brick in CAMERA's picture, metres, by trimesh's ray caster, 0 where it is not."""
     y, x = np.mgrid[:480, :640]

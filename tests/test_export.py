@@ -172,3 +172,6 @@ def test_the_example_is_short_and_runs_as_a_script(
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "[" in done.stdout
+    done = subprocess.run(words[:3], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "onnx_pose.py part_onnx photo.jpg 800" in done.stderr

@@ -15,13 +15,15 @@ VIEWS = 48  # directions from which the visibility of a point is judged
 CELLS = 36  # of the depth map of one view, along the diameter
 SCALE = 0.06  # of the diameter: the neighbourhood in which a place is called distinctive
 
+MOST = 1024  # keypoints; each is spread away from all before it
+
 
 def choose_keypoints(model: CadModel, count: int = 16, symmetries: Symmetries | None = None) -> Array:
     """`count` points (count, 3) on the surface of `model`, object frame, metres; the same on every call.
 
     Args:
         model: the mesh.
-        count: how many, at least 4. The default, 16, leaves enough for RANSAC when half of the object is
+        count: how many, 4 to 1024. The default, 16, leaves enough for RANSAC when half of the object is
             hidden; the error of a pose falls only with the square root of the number, and each point costs a
             heatmap.
         symmetries: of the model, as `find_symmetries` gives them; None: the object is taken to have none.
@@ -45,9 +47,9 @@ def choose_keypoints(model: CadModel, count: int = 16, symmetries: Symmetries | 
     fixed half plane (`front`), so the points lie on the side that faces it, silhouettes included: the other
     side is never seen.
     """
-    if not isinstance(count, (int, np.integer)) or count < 4:
+    if not isinstance(count, (int, np.integer)) or not 4 <= count <= MOST:
         raise ValueError(
-            f"count: got {count!r}, expected at least 4 keypoints: fewer leave the pose undetermined"
+            f"count: got {count!r}, expected 4 to {MOST} keypoints: fewer leave the pose undetermined"
         )
     group = Symmetries.none() if symmetries is None else symmetries
     places, weight, surface = _candidates(model)

@@ -21,7 +21,7 @@ import trimesh
 from numpy.typing import NDArray
 from PIL import Image
 
-from geopose._io import eight_bits
+from geopose._io import eight_bits, is_folder_name
 from geopose.geometry.camera import Camera
 from geopose.geometry.pose import Pose
 from geopose.geometry.rotation import project_to_so3
@@ -92,7 +92,7 @@ class BopFrame:
         try:
             with Image.open(path) as picture:
                 values = np.asarray(picture)
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path}: not a readable picture ({error})") from None
         if values.ndim != 2:
             raise ValueError(f"{path}: expected one channel of depth, got shape {values.shape}")
@@ -175,9 +175,11 @@ def read_bop(root: str | Path, split: str | None = None) -> BopDataset:
         Where `test_targets_bop19.json` (or `..._bop24.json`) lies beside the chosen test split, only its
         targets count; otherwise every annotated instance is a target.
     """
-    top = Path(root)
+    top = Path(root).resolve()  # "." has neither a name nor a parent
     if not top.is_dir():
         raise ValueError(f"{top}: expected the folder of a BOP data set")
+    if split is not None and not is_folder_name(split):
+        raise ValueError(f"split: expected the name of a folder in {top}, got {split!r}")
     scenes, name, base = _find_scenes(top, split)
     frames: list[BopFrame] = []
     for scene in scenes:
@@ -323,7 +325,7 @@ def bop_symmetries(info: Mapping[str, Any], where: str = "models_info.json") -> 
     A continuous symmetry is cut into 315 steps, as the challenge does, and combined with every discrete one.
     """
     discrete = [np.eye(4)]
-    for values in info.get("symmetries_discrete", ()):
+    for values in _listed(info, "symmetries_discrete", where):
         matrix = np.asarray(values, np.float64)
         if matrix.size != 16 or not np.isfinite(matrix).all():
             raise ValueError(
@@ -333,8 +335,9 @@ def bop_symmetries(info: Mapping[str, Any], where: str = "models_info.json") -> 
         matrix[:3, :3], matrix[:3, 3] = project_to_so3(matrix[:3, :3]), matrix[:3, 3] * MM
         discrete.append(matrix)
     continuous = []
-    for entry in info.get("symmetries_continuous", ()):
-        axis, offset = (np.asarray(entry.get(k, ()), np.float64) for k in ("axis", "offset"))
+    for entry in _listed(info, "symmetries_continuous", where):
+        known = entry if isinstance(entry, dict) else {}
+        axis, offset = (np.asarray(known.get(k) or (), np.float64) for k in ("axis", "offset"))
         if axis.shape != (3,) or offset.shape != (3,) or not np.linalg.norm(axis) > 0:
             raise ValueError(f"{where}: symmetries_continuous needs an axis and an offset, got {entry!r:.80}")
         turn = trimesh.transformations.rotation_matrix
@@ -343,6 +346,14 @@ def bop_symmetries(info: Mapping[str, Any], where: str = "models_info.json") -> 
     if not continuous:
         return np.stack(discrete)
     return np.stack([c @ d for d in discrete for c in continuous])
+
+
+def _listed(info: Mapping[str, Any], name: str, where: str) -> list[Any]:
+    """The list of that name, empty where it is missing or null."""
+    entries = info.get(name) or []
+    if not isinstance(entries, list):
+        raise ValueError(f"{where}: {name} should be a list, got {entries!r:.80}")
+    return entries
 
 
 def _read_targets(
@@ -383,5 +394,5 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
             if picture.mode.startswith("I") or picture.mode == "F":
                 return np.repeat(eight_bits(np.asarray(picture, np.float64), picture.mode)[..., None], 3, -1)
             return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable picture ({error})") from None

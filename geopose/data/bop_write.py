@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from geopose._io import atomic_path
+from geopose._io import atomic_path, is_folder_name
 from geopose.cad.model import CadModel
 from geopose.cad.symmetry import Symmetries
 from geopose.data.bop import MM, read_json
@@ -49,6 +49,8 @@ class BopWriter:
     ) -> None:
         if suffix not in (".png", ".jpg"):
             raise ValueError(f"suffix must be '.png' or '.jpg', got {suffix!r}")
+        if not is_folder_name(split):
+            raise ValueError(f"split: expected the name of a folder, got {split!r}")
         if not depth_scale > 0:
             raise ValueError(f"depth_scale must be positive, got {depth_scale}")
         self.root, self.depth_scale, self.suffix = Path(root), depth_scale, suffix
