@@ -84,13 +84,15 @@ def _is_pose(value: Any) -> bool:
     return hasattr(value, "_array_leaves") and hasattr(value, "torch")
 
 
-def _common_dtype(values: Iterable[Any]) -> torch.dtype | None:
-    """What the tensors and poses among `values` promote to, numbers aside; None without any."""
+@functools.cache
+def _of_torch(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def _dtypes(values: Iterable[Any]) -> set[torch.dtype]:
+    """Of the tensors and poses among `values`, numbers aside."""
     arrays = _leaves(v for v in values if isinstance(v, Tensor) or _is_pose(v))
-    dtypes = [
-        x.dtype if isinstance(x, Tensor) else to_tensor(np.empty(0, x.dtype)).dtype for x in arrays if x.ndim
-    ]
-    return functools.reduce(torch.promote_types, dtypes) if dtypes else None
+    return {x.dtype if isinstance(x, Tensor) else _of_torch(x.dtype) for x in arrays if x.ndim}
 
 
 def either(function: F) -> F:
@@ -115,12 +117,12 @@ def either(function: F) -> F:
             return value
 
         given = [convert(v) for v in given]
-        dtype = _common_dtype(given)
-        device = None if like is None else like.device
-        given = [
-            v.torch(dtype, device) if _is_pose(v) else v.to(dtype) if isinstance(v, Tensor) and v.ndim else v
-            for v in given
-        ]
+        dtypes = _dtypes(given)
+        if len(dtypes) > 1:
+            dtype = functools.reduce(torch.promote_types, dtypes)
+            given = [v.to(dtype) if isinstance(v, Tensor) and v.ndim else v for v in given]
+            dtypes = {dtype}
+        given = [v.torch(*dtypes, None if like is None else like.device) if _is_pose(v) else v for v in given]
         result = function(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
         return result if like is not None else back_to_numpy(result)
 
