@@ -31,16 +31,16 @@ _FPS = 30.0  # of a folder, and of a source that does not say
 _UPPER = np.triu_indices(6)
 COLUMNS = (
     "frame", "time_s", "status", "confidence", "x_m", "y_m", "z_m", "qw", "qx", "qy", "qz",
-    *(f"cov_{i}{j}" for i, j in zip(*_UPPER, strict=True)), "reason",
+    *(f"cov_{i}{j}" for i, j in zip(*_UPPER, strict=True)), "reason", "picture",
 )  # fmt: skip
 """Of the CSV. The pose is cam_from_obj; cov_ij is the upper triangle of its covariance in the order (rho, phi), metres
-and radians, left tangent."""
+and radians, left tangent; picture is the name of the file, of a folder's."""
 
 
 @dataclass(frozen=True)
 class Frame:
     """One picture, when it was taken (seconds), and how many were dropped before it; `problem` if it cannot be read;
-    the camera of its EXIF data."""
+    the camera of its EXIF data, and the name of its file in a folder."""
 
     number: int
     time: float
@@ -48,6 +48,7 @@ class Frame:
     dropped: int = 0
     problem: str = ""
     camera: Camera | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,9 @@ def _of_folder(files: list[Path], fps: float) -> Iterator[Frame]:
     for number, path in enumerate(files):
         try:
             picture, camera = load_image(path)
-            yield Frame(number, number / fps, picture, camera=camera)
+            yield Frame(number, number / fps, picture, camera=camera, name=path.name)
         except (ValueError, OSError) as error:
-            yield Frame(number, number / fps, None, problem=str(error))
+            yield Frame(number, number / fps, None, problem=str(error), name=path.name)
 
 
 def _of_video(capture: cv2.VideoCapture, fps: float, its_times: bool) -> Iterator[Frame]:
@@ -256,14 +257,21 @@ def row_of(frame: Frame, estimate: PoseEstimate | None) -> list[Any]:
     """The frame's line of the CSV, in the order of `COLUMNS`; numbers that are not known are empty."""
     head = [frame.number, f"{frame.time:.6f}"]
     if estimate is None:
-        return [*head, "unreadable", *[""] * (len(COLUMNS) - 4), frame.problem]
+        return [*head, "unreadable", *[""] * (len(COLUMNS) - 5), frame.problem, frame.name]
     numbers = [""] * (7 + len(_UPPER[0]))
     if estimate.pose is not None:
         numbers[:3] = [f"{v:.9g}" for v in np.asarray(estimate.pose.t)]
         numbers[3:7] = [f"{v:.9g}" for v in np.asarray(estimate.pose.quat_wxyz)]
     if estimate.covariance is not None:
         numbers[7:] = [f"{v:.6g}" for v in np.asarray(estimate.covariance)[_UPPER]]
-    return [*head, estimate.status, f"{estimate.confidence:.4f}", *numbers, "; ".join(estimate.reasons)]
+    return [
+        *head,
+        estimate.status,
+        f"{estimate.confidence:.4f}",
+        *numbers,
+        "; ".join(estimate.reasons),
+        frame.name,
+    ]
 
 
 @contextmanager

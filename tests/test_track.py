@@ -282,6 +282,7 @@ def test_a_folder_becomes_a_video_and_a_table(tmp_path: Path, suffix: str) -> No
     assert [float(r["time_s"]) for r in rows] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
     assert [r["status"] for r in rows] == ["ok", "ok", "unreadable", "ok", "unreadable", "ok"]
     assert "002.png" in rows[2]["reason"]
+    assert [r["picture"] for r in rows] == [f"{number:03d}.png" for number in range(6)]
     assert "320x100" in rows[4]["reason"]
     pose = Pose.from_quat_wxyz(
         np.array([float(rows[0][k]) for k in ("qw", "qx", "qy", "qz")]),
