@@ -3,8 +3,8 @@
     python benchmarks/inference.py                                     # the X-wing that comes with the package
     python benchmarks/inference.py --model part.geopose --cad part.stl --unit mm
 
-Contestants: torch; torch in eight bits where the processor has fast bytes, as `estimate` has it there; the exported
-network in onnxruntime, as `estimate` has it elsewhere; and that quantised to eight bits (static, a scale for each
+Contestants: torch; torch in eight bits where the processor has fast bytes, as `PoseEstimator` has the locator there;
+the exported network in onnxruntime, as it has the others; and that quantised to eight bits (static, a scale for each
 channel; ranges read from other renders than those judged). Crops come one by one, the contestants in turn; errors are
 those of keypoints inside of the crop. The last does not take part with the other networks.
 """
@@ -35,7 +35,7 @@ from geopose.data.synthetic import SyntheticDataset
 from geopose.estimate import PoseEstimator
 from geopose.export import export_onnx
 from geopose.fit import start_worker
-from geopose.nets.eight import has_fast_bytes
+from geopose.nets.eight import eight_bits, has_fast_bytes
 from geopose.nets.exported import Exported, session
 
 FIRST, FEW, OTHER = "torch", "torch, 8 bits", "onnxruntime"
@@ -102,6 +102,9 @@ def main() -> None:
     path = Path(args.model or model_of(args.cad, args.unit))
     estimator = PoseEstimator.load(path)
     whole = checkpoint.load_nets(path)[0]
+    few = {}
+    if has_fast_bytes():
+        few = {role: eight_bits(net) for role, net in checkpoint.load_nets(path)[0].items()}
     judged, read = (crops_of(estimator, args.cad, args.unit, args.seed + k, args.count) for k in (0, 1))
     pictures = [(crop["image"].float().div(255),) for crop in judged]
     with tempfile.TemporaryDirectory() as folder:
@@ -118,8 +121,8 @@ def main() -> None:
         )
         size = {OTHER: plain.stat().st_size, EIGHT: small.stat().st_size}
         nets: dict[str, Net] = {FIRST: whole["keypoints"]}
-        if has_fast_bytes():
-            nets[FEW] = estimator.nets["keypoints"]
+        if few:
+            nets[FEW] = few["keypoints"]
         nets |= {OTHER: Exported(whole["keypoints"], "keypoints"), EIGHT: by_onnx(small, args.threads)}
         window = estimator.calibration.get("window")
         errors = {name: error_of(net, judged, window) for name, net in nets.items()}
@@ -131,7 +134,7 @@ def main() -> None:
         t, e = times[name], errors[name]
         spread = f"{t['median']:.1f} ({t['p10']:.1f} to {t['p90']:.1f})"
         print(f"| {name} | {spread} | {t['ratio']:.2f} | {e['median']:.2f} px | {e['p90']:.2f} px |")
-    others = others_of(whole, estimator.nets if has_fast_bytes() else {}, pictures)
+    others = others_of(whole, few, pictures)
     print("\n| network, side of its input | contestant | ms | its share of torch's |\n|---|---|---|---|")
     for name, contestants in others.items():
         for contestant, t in contestants.items():

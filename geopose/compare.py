@@ -84,8 +84,8 @@ def compare(
     Args:
         net: a `Refiner`. picture: (H, W, 3). model: a light mesh, painted by vertex. keypoints: the inliers, in pixels
             of `camera`; they hold the first step, which may be far. crop: pixels of the crop, and its side over the
-            object's size, as in training. tight: later drawings show the object and a little around it alone, for a
-            network that takes pictures of any proportions at no extra cost; it saves a quarter of their pixels.
+            object's size, as in training. tight: later drawings show the object and a little around it alone, which
+            saves a quarter of their pixels, where pictures of ever new proportions cost the network nothing extra.
     """
     covariance, agreement, given, first = None, 0.0, pose, 0.0
     for number, finer in enumerate(_FINER):

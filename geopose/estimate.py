@@ -85,24 +85,23 @@ class PoseEstimator:
         self.calibration = dict(meta.get("calibration") or {})
         self.options = PnPOptions()
         self.threads = 1  # of torch, while it looks at a picture
-        self._packed = device.type != "cpu" or has_fast_bytes()  # networks that want pictures of few sizes
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None, *, many: bool = True) -> PoseEstimator:
-        """The estimator of a checkpoint file. On a CPU that multiplies bytes in hardware its networks compute in them.
+        """The estimator of a checkpoint file. On a CPU that multiplies bytes in hardware the locator computes in them.
 
         Args:
-            many: for many pictures: on other CPUs onnxruntime evaluates the networks, in two thirds of torch's time,
-                which takes a second or two to prepare.
+            many: for many pictures: on a CPU onnxruntime evaluates the networks, in two thirds of torch's time, which
+                takes a second or two to prepare. Otherwise torch does, on a CPU with fast bytes in these.
         Raises:
             FileNotFoundError, ValueError: when the file is missing or not a geopose checkpoint.
         """
         where = pick_device(device)
         nets, meta = checkpoint.load_nets(path, where)
-        if where.type == "cpu" and has_fast_bytes():
-            nets = {role: eight_bits(net) for role, net in nets.items()}
-        elif where.type == "cpu" and many:
-            nets = {role: Exported(net, role) for role, net in nets.items()}
+        if where.type == "cpu":
+            small = [role for role in nets if has_fast_bytes() and (role == "locator" or not many)]
+            nets |= {role: eight_bits(nets[role]) for role in small}
+            nets |= {role: Exported(net, role) for role, net in nets.items() if many and role not in small}
         with checkpoint.pose_model(path, meta):
             estimator = cls(nets, meta, where)
         warm_up()
@@ -272,7 +271,9 @@ class PoseEstimator:
         known = keypoint_term(self.keypoints, reading, result.inliers, camera)
         if net is not None:
             crop = (self.crop_size, self.crop_scale)
-            moved: Any = compare(net, picture, camera, pose, self.drawn, known, crop, not self._packed)
+            moved: Any = compare(
+                net, picture, camera, pose, self.drawn, known, crop, self.device.type == "cpu"
+            )
         else:
             moved = align(picture, camera, pose, self.drawn, reading, known)
         seen = {"contour" if net is None else "flow": moved.agreement}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,19 +11,33 @@ from torch import nn
 
 from geopose import checkpoint
 from geopose.cad.model import load_cad
+from geopose.cad.symmetry import Symmetries
 from geopose.checkpoint import model_of
 from geopose.data.picture import SyntheticOptions
+from geopose.data.sample import box_centre_size, projected_box
 from geopose.data.synthetic import SyntheticDataset
 from geopose.estimate import PoseEstimator
+from geopose.geometry.camera import Camera
+from geopose.geometry.pose import Pose
 from geopose.nets import eight
 from geopose.nets.backbone import ConvNorm
 from geopose.nets.eight import eight_bits, has_fast_bytes
+from geopose.nets.exported import Exported
 from geopose.nets.locator import decode
-from geopose.stages import CLEAR, keypoints_of
+from geopose.stages import keypoints_of
 
 needs_bytes = pytest.mark.skipif(
     not has_fast_bytes(), reason="this processor does not multiply bytes in hardware"
 )
+
+
+@pytest.mark.skipif(
+    not Path("/proc/cpuinfo").exists(), reason="the system does not list what its processor can"
+)
+def test_a_processor_that_multiplies_bytes_is_known() -> None:
+    """By what the kernel says of it; torch has given the question several names."""
+    words = Path("/proc/cpuinfo").read_text().split()
+    assert has_fast_bytes() == ("avx512_vnni" in words or "amx_tile" in words)
 
 
 def layer_of(seed: int, kernel: int, stride: int, groups: int, act: str) -> ConvNorm:
@@ -86,34 +102,47 @@ def test_a_pointwise_convolution_is_a_product_of_matrices() -> None:
     assert torch.allclose(eight._Pointwise(conv)(x), conv(x), atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def crops() -> torch.Tensor:
-    """Six crops of the X-wing, (6, 3, 128, 128) in [0, 1]."""
-    estimator = PoseEstimator.load(model_of("xwing"))
+@needs_bytes
+def test_the_networks_answer_as_well() -> None:
+    """Bytes move keypoints by less than they are off, and places and sizes are no farther from the truth."""
+    plain, meta = checkpoint.load_nets(model_of("xwing"))
+    small = {role: eight_bits(net) for role, net in checkpoint.load_nets(model_of("xwing"))[0].items()}
+    model, window = load_cad("xwing"), meta["calibration"].get("window")
     options = SyntheticOptions(clutter=0.0, occluders=0.0, crop_range=(100.0, 280.0))
-    data = SyntheticDataset(
-        load_cad("xwing"), estimator.keypoints, estimator.symmetries, options, 4711, "crop"
-    )
-    return torch.from_numpy(np.stack([data[i]["image"] for i in range(6)])).float() / 255
+    symmetries = Symmetries.from_json(meta["symmetries"])
+    data = SyntheticDataset(model, np.asarray(meta["keypoints"]), symmetries, options, 4711, "crop", 24)
+    made = [data[i] for i in range(24)]
+    crops = torch.from_numpy(np.stack([m["image"] for m in made])).float() / 255
+    true_centre, true_size = [], []
+    for m in made:
+        box = projected_box(model.vertices, Pose(m["R"], m["t"]), Camera.from_matrix(m["K"], (128, 128)))
+        centre, size = box_centre_size(box)
+        true_centre.append(centre)
+        true_size.append(size)
+    with torch.inference_mode():
+        wanted, _ = keypoints_of(plain["keypoints"](crops)["heatmaps"], 128, window)
+        found, _ = keypoints_of(small["keypoints"](crops)["heatmaps"], 128, window)
+        assert 0 < float((found - wanted).norm(dim=-1).median()) < 1.0  # of 128; their own error is three
+        off = {}
+        for name, nets in (("plain", plain), ("small", small)):
+            centre, size, score = (x[:, 0].double().numpy() for x in decode(nets["locator"](crops), 1))
+            far = np.linalg.norm(centre - np.array(true_centre), axis=1)
+            ratio = np.log(size / np.array(true_size))
+            off[name] = np.sqrt([np.mean(far**2), np.mean(ratio**2)]), score
+    assert (off["small"][0] < 1.1 * off["plain"][0]).all()
+    assert 0 < np.abs(off["small"][1] - off["plain"][1]).max() < 0.1
 
 
 @needs_bytes
-def test_the_networks_answer_nearly_the_same(crops: torch.Tensor) -> None:
-    plain, meta = checkpoint.load_nets(model_of("xwing"))
-    small, _ = checkpoint.load_nets(model_of("xwing"))
-    window = meta["calibration"].get("window")
-    with torch.inference_mode():
-        wanted, _ = keypoints_of(plain["keypoints"](crops)["heatmaps"], 128, window)
-        found, _ = keypoints_of(eight_bits(small["keypoints"])(crops)["heatmaps"], 128, window)
-        moved = (found - wanted).norm(dim=-1)
-        assert 0 < float(moved.median()) < 1.0  # pixels of 128; the network's own error is three
-        centre, size, score = (x[:, 0] for x in decode(plain["locator"](crops), 1))
-        centre8, size8, score8 = (x[:, 0] for x in decode(eight_bits(small["locator"])(crops), 1))
-        clear = score > CLEAR
-        assert clear.sum() >= 3
-        assert 0 < float((score8 - score).abs().max()) < 0.1
-        assert (centre8 - centre)[clear].norm(dim=-1).max() < 1.0
-        assert (size8 / size - 1)[clear].abs().max() < 0.03
+def test_an_estimator_locates_in_bytes() -> None:
+    """The places, whose networks gain most by it; for a single picture all, which spares the preparation."""
+    many, one = (PoseEstimator.load(model_of("xwing"), many=many) for many in (True, False))
+    for estimator, small in ((many, {"locator"}), (one, {"locator", "keypoints", "refiner"})):
+        found = {
+            r for r, net in estimator.nets.items() if any(isinstance(m, eight._Bytes) for m in net.modules())
+        }
+        assert found == small
+    assert {r for r, net in many.nets.items() if isinstance(net, Exported)} == {"keypoints", "refiner"}
 
 
 @needs_bytes

@@ -20,7 +20,7 @@ _PIXEL, _GREY = 1 / 128, 127  # what a pixel's byte is worth to the encoder, and
 @cache
 def has_fast_bytes() -> bool:
     """True where this processor multiplies bytes in hardware (AMX or AVX512-VNNI) and torch can, looked up once."""
-    checks = ("_is_amx_tile_supported", "_is_avx512_vnni_supported")
+    checks = ("_is_amx_tile_supported", "_is_vnni_supported", "_is_avx512_vnni_supported")  # old names, too
     able = all(hasattr(torch.ops.onednn, name) for name in ("qconv2d_pointwise", "qconv_prepack"))
     return able and any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
 
