@@ -81,13 +81,12 @@ def soft_argmax(logits: Array, window: float | None = None) -> tuple[Array, Arra
 def _patch(level: Tensor, place: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     """exp(`level`) (..., 2r + 1, 2r + 1) around the pixel `place` (..., 2), and where it lies on the map."""
     height, width = level.shape[-2:]
-    padded = _continued(_continued(level, radius).mT, radius).mT
-    steps = torch.arange(2 * radius + 1, device=level.device)
-    columns, rows = place[..., :1] + steps, place[..., 1:] + steps  # of the padded map
-    index = rows[..., :, None] * padded.shape[-1] + columns[..., None, :]
-    picked = padded.flatten(-2).gather(-1, index.flatten(-2)).unflatten(-1, index.shape[-2:])
-    on_map_x = (columns >= radius) & (columns < width + radius)
-    on_map_y = (rows >= radius) & (rows < height + radius)
+    steps = torch.arange(2 * radius + 1, device=level.device) - radius
+    columns, rows = place[..., :1] + steps, place[..., 1:] + steps
+    on_map_x, on_map_y = (columns >= 0) & (columns < width), (rows >= 0) & (rows < height)
+    index = rows.clamp(0, height - 1)[..., :, None] * width + columns.clamp(0, width - 1)[..., None, :]
+    picked = level.flatten(-2).gather(-1, index.flatten(-2)).unflatten(-1, index.shape[-2:])
+    picked = _continued(_continued(picked, on_map_x).mT, on_map_y).mT
     return torch.exp(picked), on_map_y[..., :, None] & on_map_x[..., None, :]
 
 
@@ -126,15 +125,18 @@ def _box(centre: Tensor, xs: Tensor, ys: Tensor, half: float) -> Tensor:
     return y[..., :, None] * x[..., None, :]
 
 
-def _continued(logits: Tensor, pad: int) -> Tensor:
-    """`logits` with `pad` columns more on either side, by the parabola of the last three, never rising."""
-    sides = []
-    for a, b, c in ((0, 1, 2), (-1, -2, -3)):
-        columns = [logits[..., c], logits[..., b], logits[..., a]]
-        for _ in range(pad):
-            new = 3 * columns[-1] - 3 * columns[-2] + columns[-3]
-            usable = torch.isfinite(new) & (new < columns[-1])
-            columns.append(torch.where(usable, new, columns[-1]))
-        sides.append(columns[3:])
-    left, right = sides
-    return torch.cat([torch.stack(left[::-1], -1), logits, torch.stack(right, -1)], -1)
+def _continued(patch: Tensor, on_map: Tensor) -> Tensor:
+    """The patch (..., G, 2r + 1) with the columns outside of `on_map` (..., 2r + 1) continued from its middle, which is
+    inside, by the parabola of the three columns before, never rising."""
+    radius = patch.shape[-1] // 2
+
+    def outward(x: Tensor) -> tuple[Tensor, ...]:  # both ways at once, from two columns before the middle
+        return torch.stack([x[..., : radius + 3].flip(-1), x[..., radius - 2 :]], -2).unbind(-1)
+
+    columns = list(outward(patch))
+    for k, known in enumerate(outward(on_map[..., None, :])[3:], 3):
+        new = 3 * columns[k - 1] - 3 * columns[k - 2] + columns[k - 3]
+        usable = torch.isfinite(new) & (new < columns[k - 1])
+        columns[k] = torch.where(known, columns[k], torch.where(usable, new, columns[k - 1]))
+    left, right = torch.stack(columns[3:], -1).unbind(-2)
+    return torch.cat([left.flip(-1), patch[..., radius : radius + 1], right], -1)
