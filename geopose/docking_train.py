@@ -113,6 +113,8 @@ def train_docking(root: str | Path, out: str | Path, options: DockingOptions | N
     device = pick_device(options.device)
     keep_freed_memory()
     distances = read_labels(Path(root) / "train.csv").distance
+    if len(distances) == 0:
+        raise ValueError(f"{Path(root) / 'train.csv'}: expected at least one picture, got none")
     near = _NEAR * float(np.percentile(distances, 1))
     dataset = DockingDataset(root, "train", options.size, augment=options.seed, near=near)
     val = DockingDataset(root, "val", options.size).labels

@@ -99,6 +99,7 @@ def test_tables_are_read_and_written_in_the_original_form(tmp_path: Path) -> Non
         ("1,5," + "[" * 90_000, "location: got"),
         ("1,5,\"[print('here'), 2]\"", "location: got"),
         ('../1,5,"[1, 2]"', "ImageID: got '../1'"),
+        ('99999999999999999999,5,"[1, 2]"', "ImageID: got '99999999999999999999'"),
         ("1,5", "got 2 cells, expected 3"),
         ('0,5,"[1, 2]"', "ImageID 0 is also in line 2"),
     ],
@@ -577,6 +578,9 @@ def test_bad_options_and_files_are_refused(small_set: Path, tmp_path: Path) -> N
         with pytest.raises(ValueError, match=next(iter(options))):
             DockingOptions(**options)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match=r"train\.csv"):
+        train_docking(tmp_path, tmp_path / "x.geopose")
+    (tmp_path / "train.csv").write_text("ImageID,distance,location\n")
+    with pytest.raises(ValueError, match=r"train\.csv: expected at least one picture"):
         train_docking(tmp_path, tmp_path / "x.geopose")
     write_dots(tmp_path, (50, 60), 40)
     (tmp_path / "val").mkdir()

@@ -325,8 +325,8 @@ def _read(path: Path, columns: Mapping[str, Callable[[str], Any]]) -> list[tuple
 
 
 def _id(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"ImageID: got {text!r}, expected a whole number")
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18:  # of 64 bits
+        raise ValueError(f"ImageID: got {text!r:.60}, expected a whole number")
     return int(text)
 
 
