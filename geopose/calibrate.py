@@ -39,9 +39,8 @@ _PULL = 8.0  # keypoints' worth of belief that all keypoints are alike
 
 @dataclass(frozen=True)
 class Readings:
-    """Keypoints read from N crops, crop pixels: points (N, K, 2), cov (N, K, 2, 2), and the true ones, error
-    (N, K, 2),
-    counted (N, K) bool where the true point lies inside the crop."""
+    """Keypoints read from N crops, in crop pixels: cov (N, K, 2, 2), error (N, K, 2) of the points read, and counted
+    (N, K), where the true point lies inside the crop."""
 
     cov: Tensor
     error: Tensor
@@ -153,9 +152,9 @@ def fit_confidence(
     ones.
 
     Args:
-        features: of N poses; right: whether each was; prior: weights and bias to stay near where the data say
-            little;
-            strength: of that, per unit of squared difference, against the N log-likelihoods.
+        features: of N poses; right: whether each was.
+        prior: weights and bias to stay near where the data say little.
+        strength: of that, per unit of squared difference, against the N log-likelihoods.
     """
     names = list(prior["weights"])
     start = np.array([*(float(prior["weights"][n]) for n in names), float(prior["bias"])])
